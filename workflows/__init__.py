@@ -1,0 +1,1 @@
+"""Ray jobs, tracking and the command line of OneFlow."""
