@@ -42,7 +42,8 @@ def line_chart(curve: Curve) -> str:
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
             f"<title>{escape(label)}</title>",
             *(_across(y(t), _short(10**t if log else t)) for t in _ticks(low, high)),
-            *(_foot(x(s), str(s)) for s in (first, round((first + last) / 2), last)),
+            _foot(x(first), first, "start"),
+            _foot(x(last), last, "end"),
             f'<path class="line" d="{path}"/>',
             f'<circle class="end" cx="{spots[-1][0]:.1f}" cy="{spots[-1][1]:.1f}" r="3"/>',
             _note("log scale" if log else ""),
@@ -92,5 +93,5 @@ def _across(y: float, label: str) -> str:
     )
 
 
-def _foot(x: float, label: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>'
+def _foot(x: float, step: int, anchor: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">step {step}</text>'
