@@ -1,0 +1,51 @@
+"""The command `oneflow`: assembles the commands of the packages and turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or bad config, 3 refused by a gate or a verification.
+"""
+
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from workflows.config_commands import config_app
+from workflows.errors import OneFlowError
+
+app = typer.Typer(
+    name="oneflow",
+    help="OneFlow: corpus, training, evaluation and serving of one model for text and images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(config_app, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"oneflow {installed_version('oneflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code; errors are one paragraph on stderr, a traceback only with --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app([*(["--debug"] if debug else []), *(a for a in given if a != "--debug")], prog_name="oneflow")
+    except OneFlowError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

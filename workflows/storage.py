@@ -1,0 +1,170 @@
+"""Objects on any fsspec URL: whole or not there, with errors that say what to do.
+
+An object of `s3://` appears in one PUT, a local file by rename; `if_absent` makes either conditional, so that of
+many writers one wins. Read what others wrote only after its manifest is there.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from braceexpand import braceexpand
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from workflows.errors import OneFlowError
+from workflows.storage_errors import explain, is_exists
+
+
+def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of `url` and the path in it; OneFlowError when its protocol or its credentials are missing.
+
+    Listings are never cached: other processes write under the same URL.
+    """
+    with explained(url):
+        options = {"use_listings_cache": False} if url.startswith("s3://") else {}
+        filesystem, path = url_to_fs(url, **options)
+        return filesystem, path.removesuffix("/") if len(path) > 1 else path
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` and `parts` with single slashes between."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def put_atomic(url: str, data: bytes, *, if_absent: bool = False) -> bool:
+    """Write `data` as the whole object `url`; readers see the old object, none, or all of the new one.
+
+    Returns True when this call wrote it. With `if_absent` an object that is there stays, and False is returned;
+    of concurrent calls at most one gets True (a writer whose reply was lost on the way is told False: read what is
+    there). Missing local directories are made.
+    """
+    filesystem, path = open_fs(url)
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            _put_local(Path(path), data, if_absent)
+        else:
+            filesystem.pipe_file(path, data, mode="create" if if_absent else "overwrite")
+    except Exception as error:
+        if if_absent and is_exists(error):
+            return False
+        raise explain(url, error) from error
+    return True
+
+
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The object's bytes, or those of [start, end); OneFlowError when it is not there."""
+    filesystem, path = open_fs(url)
+    with explained(url):
+        data: bytes = filesystem.cat_file(path, start=start, end=end)
+        return data
+
+
+def exists(url: str) -> bool:
+    """Whether an object or a non-empty prefix is at `url`; a bucket that does not exist is an answer (False)."""
+    filesystem, path = open_fs(url)
+    with explained(url):
+        return bool(filesystem.exists(path))
+
+
+def size(url: str) -> int:
+    """Bytes of the object at `url`."""
+    filesystem, path = open_fs(url)
+    with explained(url):
+        return int(filesystem.size(path) or 0)
+
+
+def list_urls(pattern: str) -> list[str]:
+    """URLs of the objects that match, sorted; `{a,b}`, `{00..09}`, `*`, `?`, `**` are understood.
+
+    A pattern without `*` or `?` names one object, or all objects below a directory. Nothing there is an empty list,
+    a bucket that does not exist a OneFlowError.
+    """
+    return sorted({url for one in braceexpand(pattern) for url in _match(one)})
+
+
+def delete(url: str, *, recursive: bool = False) -> None:
+    """Remove the object, or with `recursive` all below it; nothing there is no error."""
+    filesystem, path = open_fs(url)
+    with explained(url):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=recursive)
+
+
+def read_json(url: str) -> Any:
+    """The JSON value at `url`; OneFlowError when it is not there or no JSON."""
+    data = read_bytes(url)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise OneFlowError(url, f"not JSON: {error}", "write the object anew") from None
+
+
+def write_json(url: str, value: Any, *, if_absent: bool = False) -> bool:
+    """`value` as JSON, keys sorted, so that equal values give equal bytes; returns as `put_atomic`."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    return put_atomic(url, text.encode(), if_absent=if_absent)
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(url: str, block: int = 1 << 22) -> str:
+    """SHA-256 in hex of the object at `url`, read `block` bytes at a time."""
+    filesystem, path = open_fs(url)
+    digest = hashlib.sha256()
+    with explained(url), filesystem.open(path, "rb", block_size=block) as stream:
+        while chunk := stream.read(block):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn what storage raises inside into a OneFlowError that names `url`, the cause and the mend."""
+    try:
+        yield
+    except Exception as error:
+        raise explain(url, error) from error
+
+
+def _match(pattern: str) -> list[str]:
+    filesystem, path = open_fs(pattern)
+    with explained(pattern):
+        if not any(wild in path for wild in "*?"):
+            found = filesystem.find(path)
+        else:
+            found = [
+                name for name, info in filesystem.glob(path, detail=True).items() if info["type"] == "file"
+            ]
+        if not found and pattern.startswith("s3://"):
+            filesystem.ls(path.split("/")[0])
+        return [_with_protocol(pattern, filesystem, name) for name in found]
+
+
+def _with_protocol(pattern: str, filesystem: AbstractFileSystem, path: str) -> str:
+    return str(filesystem.unstrip_protocol(path)) if "://" in pattern else path
+
+
+def _put_local(path: Path, data: bytes, if_absent: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if if_absent:
+            os.link(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
