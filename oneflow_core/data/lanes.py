@@ -1,0 +1,101 @@
+"""The order in which lanes read a corpus: integers only, a pure function of sizes, seed, epoch and lane.
+
+A corpus of N samples is cut into L lanes. In each epoch the shards stand in a seeded order; lane l owns the
+contiguous range [l*N/L, (l+1)*N/L) of the samples in that order, and permutes it in windows. So each sample
+is read once an epoch by exactly one lane, every lane has data even where shards are fewer than lanes, a lane
+stays close to few shards at a time, and a position is found without reading what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+class LaneError(ValueError):
+    """A corpus that cannot be cut into so many lanes, or a state that does not fit; the message says how to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One sample of a corpus: shard `shard` (manifest order), row `row` of its index, read in `epoch`."""
+
+    epoch: int
+    shard: int
+    row: int
+
+
+def generator(*parts: object) -> np.random.Generator:
+    """A generator that depends on `parts` alone: the same on every machine, process and library version."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+class LaneOrder:
+    """Where sample number `consumed` of a lane lies.
+
+    Args:
+        shard_samples: number of samples of each shard, in manifest order.
+        lanes: number of lanes the corpus is cut into.
+        seed: any text; orders of different seeds are unrelated.
+        window: samples that are permuted together, exactly.
+    """
+
+    def __init__(self, shard_samples: Sequence[int], *, lanes: int, seed: str, window: int) -> None:
+        self._sizes = np.asarray(shard_samples, dtype=np.int64)
+        self.total = int(self._sizes.sum())
+        if lanes < 1 or window < 1:
+            raise LaneError(f"lanes and window must be positive, not {lanes} and {window}")
+        if self.total < lanes:
+            raise LaneError(f"{self.total} samples cannot feed {lanes} lanes; lower data.lanes or add documents")
+        self.lanes, self._seed, self._window = lanes, seed, window
+        self._shards_of = lru_cache(maxsize=4)(self._shard_order)
+        self._block_of = lru_cache(maxsize=4 * lanes)(self._block_order)
+
+    def size(self, lane: int) -> int:
+        """Samples that lane `lane` reads in one epoch: the same number in every epoch."""
+        return self._start(lane + 1) - self._start(lane)
+
+    def locate(self, lane: int, consumed: int) -> Position:
+        """The sample that lane `lane` reads after `consumed` others, counted over all epochs."""
+        epoch, offset = divmod(consumed, self.size(lane))
+        block, inside = divmod(offset, self._window)
+        flat = self._start(lane) + block * self._window + int(self._block_of(epoch, lane, block)[inside])
+        order, starts = self._shards_of(epoch)
+        place = int(np.searchsorted(starts, flat, side="right")) - 1
+        return Position(epoch, int(order[place]), flat - int(starts[place]))
+
+    def _start(self, lane: int) -> int:
+        return lane * self.total // self.lanes
+
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Non-empty shards in the order of `epoch`, and the flat position at which each starts."""
+        order = generator(self._seed, "shards", epoch).permutation(np.flatnonzero(self._sizes))
+        return order, np.cumsum(self._sizes[order]) - self._sizes[order]
+
+    def _block_order(self, epoch: int, lane: int, block: int) -> np.ndarray:
+        count = min(self._window, self.size(lane) - block * self._window)
+        return generator(self._seed, "window", epoch, lane, block).permutation(count)
+
+
+class Blend:
+    """Which corpus a lane draws from next: the one furthest behind its weight, so shares hold to one sample.
+
+    The choice depends on the counts drawn so far and on the lane alone; lanes start at seeded phases, so that
+    a rare corpus does not come up in all lanes at one step.
+    """
+
+    def __init__(self, weights: Mapping[str, float], *, seed: str, lane: int) -> None:
+        if not weights or any(not weight > 0 for weight in weights.values()):
+            raise LaneError(f"corpus weights must be positive, not {dict(weights)}; drop a corpus of weight 0")
+        self._names = sorted(weights)
+        self._weights = weights
+        self._phase = dict(zip(self._names, generator(seed, "blend", lane).random(len(weights)), strict=True))
+
+    def choose(self, drawn: Mapping[str, int]) -> str:
+        """Name of the corpus to draw from, after `drawn[name]` samples of each."""
+        return min(self._names, key=lambda name: (drawn[name] + self._phase[name]) / self._weights[name])
