@@ -1,0 +1,77 @@
+"""The text flow: which tokens are missing where, the loss of the three heads, and when a gap fires.
+
+Paper section 2.1 (eqs. 1-7). A state is a sequence of kept elements; slot i stands for the gap to the right of
+kept element i, and its bag A_i holds the deleted elements that belong there, k_i = |A_i|.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+FireRule = Literal["gate", "mean"]
+
+PI_LOGIT_AT_START = 0.6931
+"""logit of P(no token missing) = 2/3, its mean over t ~ U[0, 1] (METHOD 7.6)."""
+RATE_BIAS_AT_START = 1.8546
+"""softplus^-1(2): E[k | k > 0] = 3 over t ~ U[0, 1] (METHOD 7.6)."""
+
+
+def left_neighbours(keep_E: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each deleted element, the rank among kept elements of the nearest one on its left.
+
+    The first element must be kept (it is BOS or a prompt).
+
+    Raises:
+        ValueError: the first element is deleted, so that a bag would have no slot.
+    """
+    if not keep_E[0]:
+        raise ValueError("the first element of a document is deleted; BOS must always be kept")
+    return (np.cumsum(keep_E) - 1)[~keep_E]
+
+
+class InsertionTerms(NamedTuple):
+    """Sums over slots of the three terms of eq. 7; `rate_regret` is the count term less its minimum, for monitoring."""
+
+    tokens: Tensor
+    rate: Tensor
+    zero: Tensor
+    rate_regret: Tensor
+
+
+def insertion_terms(
+    pi_logit_S: Tensor, rate_S: Tensor, count_S: Tensor, token_nll_M: Tensor
+) -> InsertionTerms:
+    """The loss of the three heads, summed, in float32 (paper eqs. 4-7).
+
+    Args:
+        pi_logit_S: logit of pi, the probability that the gap misses nothing.
+        rate_S: lambda_nonzero >= 1, the expected count of a gap that misses something. Its Poisson loss is not
+            truncated, so that its optimum is E[k | k > 0], as the sampler needs (METHOD 7.5).
+        count_S: k, missing elements of each gap.
+        token_nll_M: -log Q(a) for every missing element; all of a gap's bag, summed, not averaged (METHOD 7.1).
+    """
+    count = count_S.float()
+    missing = (count > 0).float()
+    rate, log_rate = rate_S.float(), rate_S.float().log()
+    poisson = (rate - count * log_rate) * missing
+    least = (count - torch.xlogy(count, count)) * missing
+    zero = F.binary_cross_entropy_with_logits(pi_logit_S.float(), 1 - missing, reduction="sum")
+    return InsertionTerms(
+        token_nll_M.float().sum(), poisson.sum(), zero, (poisson - least).sum().detach()
+    )
+
+
+def fire_probability(pi_S: Tensor, rate_S: Tensor, arrival_S: Tensor, rule: FireRule = "gate") -> Tensor:
+    """Probability that one token enters each gap in a step (paper Algorithm 2).
+
+    gate: (1 - pi) min(1, rho lambda). mean: min(1, rho (1 - pi) lambda). They differ only where rho lambda > 1.
+    """
+    if rule == "gate":
+        return (1 - pi_S) * torch.clamp(arrival_S * rate_S, max=1.0)
+    return torch.clamp(arrival_S * (1 - pi_S) * rate_S, max=1.0)

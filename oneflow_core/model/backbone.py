@@ -1,0 +1,98 @@
+"""The trunk: Llama-style blocks (RMSNorm, RoPE, SwiGLU, grouped-query attention), fully bidirectional."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oneflow_core.model.config import ModelConfig
+from oneflow_core.model.inputs import AttentionPlan
+
+
+def rotary_tables(position_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of RoPE, [T, 1, head_dim / 2], float32."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=position_T.device).float() / head_dim)
+    angle = position_T.float()[:, None] * frequency
+    return angle.cos()[:, None], angle.sin()[:, None]
+
+
+def rotate(x_THd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the two halves of each head, as Llama's weights expect."""
+    a, b = x_THd.chunk(2, dim=-1)
+    cos, sin = cos.to(x_THd.dtype), sin.to(x_THd.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def packed_attention(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, plan: AttentionPlan) -> Tensor:
+    """Bidirectional attention within each document of a pack: [T, H, d] from H query and G key/value heads."""
+    parts = []
+    for bucket in plan.buckets:
+        q, k, v = (x[bucket.token_BL].transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.mask_B11L, enable_gqa=q.shape[1] != k.shape[1])
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[plan.restore_T]
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention without a causal mask; q, k and v in one projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
+        self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+        """[T, D] -> [T, D]."""
+        qkv = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        out_THd = packed_attention(rotate(q, *rope), rotate(k, *rope), v, plan)
+        return self.out(out_THd.flatten(1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x); gate and up in one projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        gate, up = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual; the unit of FSDP, checkpointing and compile."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn = SwiGLU(config)
+
+    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+        """[T, D] -> [T, D]."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan)
+        return x_TD + self.ffn(self.ffn_norm(x_TD))
+
+
+class Backbone(nn.Module):
+    """The stack of blocks and the final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan) -> Tensor:
+        """Final hidden states, [T, D]."""
+        rope = rotary_tables(position_T, self.config.head_dim, self.config.rope_theta)
+        for block in self.blocks:
+            x_TD = block(x_TD, rope, plan)
+        return self.norm(x_TD)

@@ -1,0 +1,95 @@
+"""Dimensions of the network, as data, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that determines the parameters' shapes and the forward pass.
+
+    Raises:
+        ValueError: dimensions that do not divide.
+    """
+
+    vocab_size: int = 128_256
+    """Rows of the embedding and of the insertion head; the tokenizer's size."""
+    width: int = 2048
+    """Residual stream, D."""
+    layers: int = 16
+    heads: int = 32
+    kv_heads: int = 8
+    """Key/value heads (grouped-query attention); divides `heads`."""
+    ffn: int = 8192
+    """Hidden width of SwiGLU."""
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    latent_channels: int = 16
+    """Channels of the latent codec; 16 for SD3 and FLUX."""
+    patch: int = 2
+    """Side of a latent patch; 2 gives 256 tokens for a 256-pixel image at /8."""
+    feature_dim: int = 1152
+    """Width of the understanding encoder's features; 1152 for SigLIP 2 so400m."""
+    prediction: Literal["clean", "velocity"] = "velocity"
+    """What the image head puts out (METHOD 12)."""
+    clean_eps: float = 0.05
+    """Least 1 - t in the conversion of a clean latent to a velocity; the same in training and sampling."""
+    prompt_embedding: bool = True
+    """Adds a learnt vector to prompt tokens (Edit Flows' conditioning flag); off for the bare paper."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 2:
+            raise ValueError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads must divide width into "
+                "an even head size and kv_heads must divide heads"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one latent patch, p * p * C."""
+        return self.patch * self.patch * self.latent_channels
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: a field that this version does not know.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"model config has unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(**data)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "nano": ModelConfig(
+        vocab_size=2048,
+        width=192,
+        layers=6,
+        heads=6,
+        kv_heads=3,
+        ffn=512,
+        rope_theta=10_000.0,
+        feature_dim=128,
+        prediction="clean",
+        clean_eps=0.1,
+    ),
+    "1b": ModelConfig(),
+    "3b": ModelConfig(width=3072, layers=28, heads=24, kv_heads=8, ffn=8192),
+    "8b": ModelConfig(width=4096, layers=32, heads=32, kv_heads=8, ffn=14336),
+}
+"""nano is ours, for a laptop; the others are Llama 3's dimensions (METHOD section 5)."""

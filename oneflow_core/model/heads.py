@@ -1,0 +1,74 @@
+"""The heads: is a gap empty, how much it misses, which tokens, and where the image flows (paper Fig. 23)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from oneflow_core.flows.insertion import PI_LOGIT_AT_START, RATE_BIAS_AT_START
+from oneflow_core.model.config import ModelConfig
+
+LOGIT_ROWS = 4096
+"""Slots whose logits are held at once in training; the rest is recomputed, so memory is LOGIT_ROWS * V."""
+
+
+class InsertionHeads(nn.Module):
+    """pi, lambda_nonzero and Q at the slots."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.count = nn.Linear(config.width, 2)
+        self.tokens = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor]:
+        """(logit of pi, lambda_nonzero = 1 + softplus), both [S], float32."""
+        pi_logit, rate = self.count(hidden_SD).float().unbind(-1)
+        return pi_logit, 1 + F.softplus(rate)
+
+    def nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
+        """-log Q(token) of each pair, [K], float32, without a whole [R, V] tensor.
+
+        Args:
+            hidden_RD: hidden states of the slots that miss something.
+            row_K: row of each pair, ascending.
+            token_K: token of each pair.
+        """
+        if len(hidden_RD) <= LOGIT_ROWS:
+            return self._nll(hidden_RD, row_K, token_K)
+        starts = torch.arange(0, len(hidden_RD), LOGIT_ROWS, device=row_K.device)
+        cuts = torch.searchsorted(row_K, starts)[1:].tolist()
+        chunks = zip(hidden_RD.split(LOGIT_ROWS), row_K.tensor_split(cuts), token_K.tensor_split(cuts), strict=True)
+        return torch.cat(
+            [
+                checkpoint(self._nll, hidden, rows - i * LOGIT_ROWS, tokens, use_reentrant=False)
+                for i, (hidden, rows, tokens) in enumerate(chunks)
+            ]
+        )
+
+    def _nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
+        logits_RV = self.tokens(hidden_RD).float()
+        return logits_RV.logsumexp(-1)[row_K] - logits_RV[row_K, token_K]
+
+
+class ImageHead(nn.Module):
+    """Hidden states of patches to a velocity or a clean latent."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.width, config.patch_dim)
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """[N, D] -> [N, p*p*C]."""
+        return self.project(hidden_ND)
+
+
+def start_heads(heads: InsertionHeads, image: ImageHead) -> None:
+    """Initial values: counts at their mean under t ~ U[0, 1] (METHOD 7.6), near-uniform tokens, an image of zeros."""
+    nn.init.normal_(heads.tokens.weight, std=0.02)
+    nn.init.zeros_(heads.count.weight)
+    with torch.no_grad():
+        heads.count.bias.copy_(torch.tensor([PI_LOGIT_AT_START, RATE_BIAS_AT_START]))
+    nn.init.zeros_(image.project.weight)
+    nn.init.zeros_(image.project.bias)

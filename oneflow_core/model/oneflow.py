@@ -1,0 +1,75 @@
+"""OneFlowModel: embeddings and adapters, the trunk, the heads (paper Fig. 23)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from oneflow_core.model.adapters import FeatureAdapter, PatchAdapter
+from oneflow_core.model.backbone import Backbone
+from oneflow_core.model.config import ModelConfig
+from oneflow_core.model.heads import ImageHead, InsertionHeads, start_heads
+from oneflow_core.model.inputs import ModelInputs, ModelOutputs
+
+
+class OneFlowModel(nn.Module):
+    """One bidirectional Transformer over the text tokens and image patches of packed documents.
+
+    Text is predicted without the time (paper Table 6); only image patches are told their own time.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.prompt = nn.Parameter(torch.zeros(config.width)) if config.prompt_embedding else None
+        self.patches = PatchAdapter(config)
+        self.features = FeatureAdapter(config)
+        self.backbone = Backbone(config)
+        self.heads = InsertionHeads(config)
+        self.image_head = ImageHead(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 1/fan_in), residual outputs scaled down by sqrt(2 * layers), heads as `start_heads`.
+
+        At Llama's widths 1/sqrt(fan_in) is its 0.02; at small widths 0.02 would start far too quietly.
+        """
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.backbone.blocks:
+            for weight in (block.attention.out.weight, block.ffn.down.weight):
+                with torch.no_grad():
+                    weight.div_(math.sqrt(2 * self.config.layers))
+        start_heads(self.heads, self.image_head)
+
+    def embed(self, inputs: ModelInputs) -> Tensor:
+        """The trunk's input, [T, D]."""
+        x_TD = self.embedding(inputs.token_T)
+        # Adapters run on empty packs too, so that every rank of FSDP has a gradient for every parameter.
+        patches_ND = self.patches(inputs.noisy_ND.to(x_TD.dtype), inputs.time_N, inputs.patch_grid_N2)
+        features_MD = self.features(inputs.feature_MD.to(x_TD.dtype), inputs.feature_grid_M2)
+        x_TD = x_TD.index_copy(0, inputs.patch_N, patches_ND.to(x_TD.dtype))
+        x_TD = x_TD.index_copy(0, inputs.feature_M, features_MD.to(x_TD.dtype))
+        if self.prompt is not None:
+            x_TD = x_TD + inputs.prompt_T.to(x_TD.dtype)[:, None] * self.prompt
+        return x_TD
+
+    def forward(self, inputs: ModelInputs) -> ModelOutputs:
+        """One pass for both modalities (paper Algorithm 2: `model(X, I, t_img)`)."""
+        hidden_TD = self.backbone(self.embed(inputs), inputs.position_T, inputs.attention)
+        hidden_SD = hidden_TD[inputs.slot_S]
+        pi_logit_S, rate_S = self.heads.counts(hidden_SD)
+        hidden_RD = hidden_SD[inputs.logit_slot_R]
+        logits_RV = nll_K = None
+        if inputs.pair_row_K is None or inputs.pair_token_K is None:
+            logits_RV = self.heads.tokens(hidden_RD).float()
+        else:
+            nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
+        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, self.image_head(hidden_TD[inputs.patch_N]))

@@ -1,0 +1,85 @@
+"""Which task a document is trained on this time: roles for its segments, and the clock that corrupts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from oneflow_core.document import Document, ImageSegment, TextSegment
+
+Clock = Literal["independent", "interleaved"]
+
+
+@dataclass(frozen=True)
+class TaskMixture:
+    """How `auto` documents are used."""
+
+    concurrent: float = 0.2
+    """Share of image-text pairs whose text and image are generated at once (paper section 3.2: 0.2)."""
+    text_to_image: float = 0.5
+    """Share of text-to-image among the other pairs (not disclosed by the paper; Transfusion 0.8)."""
+    prompt_dropout: float = 0.1
+    """Share of examples whose prompt is dropped, for classifier-free guidance (not disclosed; Edit Flows 0.1)."""
+    story_prompt: float = 0.3
+    """Share of interleaved documents whose first text is given as the prompt (ours)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment with its role decided; `image` is its number among the document's images, -1 for text."""
+
+    text: str
+    image: int
+    prompt: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to corrupt and how."""
+
+    parts: tuple[Part, ...]
+    clock: Clock
+    text_clean: bool
+    """The text is given or absent: its clock stands at 1 and it has no loss."""
+
+
+def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generator) -> Task:
+    """Decides the roles of a document's `auto` segments (METHOD 3.1)."""
+    parts = list(_parts(document))
+    clock: Clock = "independent"
+    if document.kind == "pair":
+        parts = _pair(parts, mixture, rng)
+    elif document.kind == "interleaved":
+        clock = "interleaved"
+        if rng.random() < mixture.story_prompt and parts[0].image < 0:
+            parts[0] = Part(parts[0].text, -1, prompt=True)
+    targets = [p for p in parts if not p.prompt]
+    if targets and len(targets) < len(parts) and rng.random() < mixture.prompt_dropout:
+        parts = targets
+    return Task(tuple(parts), clock, text_clean=all(p.prompt or p.image >= 0 for p in parts) and clock == "independent")
+
+
+def _parts(document: Document) -> Sequence[Part]:
+    images = 0
+    parts = []
+    for segment in document.segments:
+        prompt = segment.role == "prompt"
+        if isinstance(segment, TextSegment):
+            parts.append(Part(segment.text, -1, prompt))
+        elif isinstance(segment, ImageSegment):
+            parts.append(Part("", images, prompt))
+            images += 1
+    return parts
+
+
+def _pair(parts: list[Part], mixture: TaskMixture, rng: np.random.Generator) -> list[Part]:
+    text = next(p for p in parts if p.image < 0)
+    image = next(p for p in parts if p.image >= 0)
+    if rng.random() < mixture.concurrent:
+        return [text, image]
+    if rng.random() < mixture.text_to_image:
+        return [Part(text.text, -1, prompt=True), image]
+    return [Part("", image.image, prompt=True), text]

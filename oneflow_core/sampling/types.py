@@ -1,0 +1,83 @@
+"""What goes into the sampler and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneflow_core.flows.insertion import FireRule
+
+Target = Literal["image", "text", "document"]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a generation is run.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    steps: int = 24
+    """Steps of size 1/steps; texts of N tokens want at least 2 log2(N) + 4 (METHOD 7.4)."""
+    image_guidance: float = 2.0
+    """Classifier-free guidance scale of the velocity; 1 is off."""
+    text_guidance: float = 0.0
+    """w of exponents (1 + w, -w) on rates and tokens; 0 is off (METHOD section 4)."""
+    temperature: float = 1.0
+    """Of the token distribution; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Least probability mass of tokens to draw from."""
+    fire: FireRule = "gate"
+    flush: int = 8
+    """Most extra passes after t = 1, in which gaps that probably miss something fire; 0 is off."""
+    max_tokens: int = 256
+    """Most generated tokens of a document."""
+    max_images: int = 4
+    """Most generated images of a document."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("steps", 1, 10_000), ("flush", 0, 1_000), ("max_tokens", 1, 100_000)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}], not {getattr(self, name)}")
+        if not 0 < self.top_p <= 1 or self.temperature < 0 or self.max_images < 0:
+            raise ValueError("top_p must lie in (0, 1], temperature and max_images must not be negative")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One document to generate: its prompt, in order, and what is to follow it."""
+
+    prompt: tuple[tuple[int, ...] | NDArray[np.float32], ...]
+    """Token ids of a text, or the understanding features [P, dim] of an image."""
+    target: Target
+    """image: one image after the prompt. text: a text after it. document: text with images where the model puts them."""
+    grid: tuple[int, int]
+    """Rows and columns of patches in a generated image."""
+    seed: int = 0
+    """The document's own randomness; the result does not depend on what else is in the batch."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """When everything came to be. Entry i belongs to generated element i of the final document, in order."""
+
+    token: tuple[int, ...]
+    """Token id; the anchor's id for an image."""
+    time: tuple[float, ...]
+    """Text time t at insertion, in [0, 1]; an image that was asked for is there from 0."""
+    step: tuple[int, ...]
+    """Step number of the insertion."""
+    passes: int
+    """Forward passes until this document was done."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished document, without its prompt: texts as token ids and images as latents [C, h, w], in order."""
+
+    segments: tuple[tuple[int, ...] | NDArray[np.float32], ...]
+    trace: Trace
