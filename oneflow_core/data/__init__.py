@@ -1,0 +1,1 @@
+"""Shards, their manifest, and the loader over them."""
