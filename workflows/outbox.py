@@ -71,7 +71,7 @@ class Outbox(Generic[S]):
             return self._session
 
     def close(self, timeout_s: float) -> Delivery:
-        """Deliver what is queued, for at most `timeout_s`, then stop; says what was delivered and what was not."""
+        """Deliver what is queued, for at most `timeout_s`, then stop; says what was delivered."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._closing = True

@@ -88,7 +88,7 @@ class Tracker:
         return session.attempt if session else None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log `values` at `step`. A metric's steps strictly increase: what an earlier attempt logged is not repeated."""
+        """Log `values` at `step`; what an earlier attempt logged at it or later is not repeated."""
         now = int(time.time() * 1000)
         held = {name: float(value) for name, value in values.items()}
         self._outbox.put(lambda session: _send_metrics(session, held, step, now))
@@ -117,7 +117,7 @@ class Tracker:
 
     def close(self, status: str = "FINISHED", timeout_s: float = 60.0) -> Delivery:
         """End the run as FINISHED, FAILED or KILLED once all is delivered, or give up after `timeout_s`."""
-        self._outbox.put(lambda session: session.client.set_terminated(session.run_id, status), droppable=False)
+        self._outbox.put(lambda s: s.client.set_terminated(s.run_id, status), droppable=False)
         delivery = self._outbox.close(timeout_s)
         if delivery.pending or delivery.dropped:
             log.warning("tracking: %d items not delivered, %d dropped", delivery.pending, delivery.dropped)

@@ -17,7 +17,7 @@ import numpy as np
 
 
 class LaneError(ValueError):
-    """A corpus that cannot be cut into so many lanes, or a state that does not fit; the message says how to mend."""
+    """A corpus that cannot be cut into lanes, or a state that does not fit; the message says how to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class LaneOrder:
         if lanes < 1 or window < 1:
             raise LaneError(f"lanes and window must be positive, not {lanes} and {window}")
         if self.total < lanes:
-            raise LaneError(f"{self.total} samples cannot feed {lanes} lanes; lower data.lanes or add documents")
+            found = f"{self.total} samples cannot feed {lanes} lanes"
+            raise LaneError(f"{found}; lower data.lanes or add documents")
         self.lanes, self._seed, self._window = lanes, seed, window
         self._shards_of = lru_cache(maxsize=4)(self._shard_order)
         self._block_of = lru_cache(maxsize=4 * lanes)(self._block_order)
@@ -68,6 +69,24 @@ class LaneOrder:
         order, starts = self._shards_of(epoch)
         place = int(np.searchsorted(starts, flat, side="right")) - 1
         return Position(epoch, int(order[place]), flat - int(starts[place]))
+
+    def upcoming(self, lane: int, consumed: int) -> list[int]:
+        """Where a window begins: the shards of this and the next window, to be fetched; else nothing."""
+        epoch, offset = divmod(consumed, self.size(lane))
+        if offset % self._window:
+            return []
+        rest = min(self._window, self.size(lane) - offset)
+        return self._shards_between(lane, epoch, offset) + self._shards_between(
+            lane, *divmod(consumed + rest, self.size(lane))
+        )
+
+    def _shards_between(self, lane: int, epoch: int, offset: int) -> list[int]:
+        """Shards that hold the window which begins at `offset` of the lane."""
+        first = self._start(lane) + offset
+        last = min(first + self._window, self._start(lane + 1)) - 1
+        order, starts = self._shards_of(epoch)
+        low, high = np.searchsorted(starts, [first, last], side="right") - 1
+        return [int(shard) for shard in order[low : high + 1]]
 
     def _start(self, lane: int) -> int:
         return lane * self.total // self.lanes
@@ -91,7 +110,8 @@ class Blend:
 
     def __init__(self, weights: Mapping[str, float], *, seed: str, lane: int) -> None:
         if not weights or any(not weight > 0 for weight in weights.values()):
-            raise LaneError(f"corpus weights must be positive, not {dict(weights)}; drop a corpus of weight 0")
+            found = f"corpus weights must be positive, not {dict(weights)}"
+            raise LaneError(f"{found}; drop a corpus of weight 0")
         self._names = sorted(weights)
         self._weights = weights
         self._phase = dict(zip(self._names, generator(seed, "blend", lane).random(len(weights)), strict=True))
@@ -99,3 +119,8 @@ class Blend:
     def choose(self, drawn: Mapping[str, int]) -> str:
         """Name of the corpus to draw from, after `drawn[name]` samples of each."""
         return min(self._names, key=lambda name: (drawn[name] + self._phase[name]) / self._weights[name])
+
+    def draws_until(self, counts: Mapping[str, int]) -> int:
+        """Draws after which at least `counts[name]` samples of every corpus have been drawn."""
+        total = sum(self._weights.values())
+        return max(int(counts[name] * total / self._weights[name]) + 2 * len(counts) for name in counts)

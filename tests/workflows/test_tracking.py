@@ -72,7 +72,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_the_run_goes_on_while_the_server_is_away_and_everything_arrives_later(server: Server) -> None:
-    spec = RunSpec("shapes", "first", "key-1", flat_params({"a": {"b": 1}, "c": "x"}), {"oneflow.corpus": "v1"})
+    params = flat_params({"a": {"b": 1}, "c": "x"})
+    spec = RunSpec("shapes", "first", "key-1", params, {"oneflow.corpus": "v1"})
     tracker = Tracker(server.uri, spec, retry_s=0.2)
     begun = time.monotonic()
     for step in (10, 20, 30):

@@ -48,6 +48,20 @@ def test_a_window_of_one_reads_shards_in_sequence() -> None:
     assert Counter(shard for shard, _ in rows) == {0: 5, 1: 5, 2: 5, 3: 5}
 
 
+@given(sizes=SIZES, window=st.integers(1, 12), windows=st.integers(0, 30))
+def test_upcoming_shards_are_those_of_this_and_the_next_window(
+    sizes: list[int], window: int, windows: int
+) -> None:
+    if sum(sizes) < 2:
+        return
+    order = LaneOrder(sizes, lanes=2, seed="s", window=window)
+    size = order.size(1)
+    bounds = [e * size + o for e in range(31) for o in range(0, size, window)]
+    begin, _, stop = bounds[windows : windows + 3]
+    assert set(order.upcoming(1, begin)) == {order.locate(1, i).shard for i in range(begin, stop)}
+    assert all(not order.upcoming(1, i) for i in range(begin, stop) if i not in bounds)
+
+
 def test_a_large_window_mixes_well() -> None:
     order = LaneOrder([500, 500], lanes=1, seed="s", window=1000)
     flat = [shard * 500 + row for shard, row in _read(order, 0, 0)]
@@ -68,6 +82,16 @@ def test_blend_holds_every_share_to_one_sample(weights: list[float], lane: int) 
         drawn[blend.choose(drawn)] += 1
         for name, weight in named.items():
             assert abs(drawn[name] - total * weight / sum(weights)) <= len(weights)
+
+
+@given(weights=st.lists(st.floats(0.05, 10), min_size=1, max_size=4), count=st.integers(1, 40))
+def test_draws_until_is_enough(weights: list[float], count: int) -> None:
+    named = {f"c{i}": w for i, w in enumerate(weights)}
+    blend = Blend(named, seed="s", lane=0)
+    drawn = dict.fromkeys(named, 0)
+    for _ in range(blend.draws_until(dict.fromkeys(named, count))):
+        drawn[blend.choose(drawn)] += 1
+    assert min(drawn.values()) >= count
 
 
 def test_blend_refuses_a_weight_of_zero() -> None:
