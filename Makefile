@@ -1,0 +1,46 @@
+# Four verbs: make demo, make test, make check, make bench. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+UV := uv==0.13.9
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test check lock
+
+setup: $(VENV)/.ready
+
+# torch comes by pip, which finds a build for this machine where its configuration names one;
+# uv then takes all else from the lock, and pip does where uv cannot be had.
+$(VENV)/.ready: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+		f"Python {v[0]}.{v[1]}: OneFlow needs 3.11, 3.12 or 3.13; name one with: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: torch"; $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(TORCH)
+	@echo "setup: all else, from requirements.lock"; \
+	if $(BIN)/python -m pip install -q --disable-pip-version-check $(UV) && \
+		$(BIN)/uv pip install -q -p $(BIN)/python -r requirements.lock; then :; else \
+		echo "setup: uv could not do it; pip does, in some minutes"; \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock; fi
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@; echo "setup: done; activate with: source $(BIN)/activate"
+
+demo: setup
+	$(BIN)/oneflow demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format $(if $(CI),--check) .
+	$(BIN)/ruff check $(if $(CI),,--fix) .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The lock for Python 3.11 to 3.13 on Linux; torch and what its build brings (CUDA) stay out of it.
+lock:
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+		--constraint <(echo $(TORCH)) pyproject.toml | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+lock: SHELL := /bin/bash
+lock: .SHELLFLAGS := -o pipefail -ec
