@@ -1,8 +1,14 @@
 """The procedural `shapes` corpus: scenes, their pictures, their texts, and exact checks of both."""
 
+from oneflow_core.shapes.checker import Sighting, read, read_objects
+from oneflow_core.shapes.grammar import canonical_caption, caption, parse
+from oneflow_core.shapes.phrases import Mention
+from oneflow_core.shapes.questions import Question, answer, ask
 from oneflow_core.shapes.render import render
 from oneflow_core.shapes.scene import COLOURS, GRID, SHAPES, SIZES, Object, Scene, sample_scene
+from oneflow_core.shapes.scores import CaptionScore, ImageScore, score_answer, score_caption, score_image
 from oneflow_core.shapes.split import SPLITS, Split, sample_in_split, split_of
+from oneflow_core.shapes.stories import Story, follows, parse_change, sample_story
 
 __all__ = [
     "COLOURS",
@@ -10,11 +16,30 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "SPLITS",
+    "CaptionScore",
+    "ImageScore",
+    "Mention",
     "Object",
+    "Question",
     "Scene",
+    "Sighting",
     "Split",
+    "Story",
+    "answer",
+    "ask",
+    "canonical_caption",
+    "caption",
+    "follows",
+    "parse",
+    "parse_change",
+    "read",
+    "read_objects",
     "render",
     "sample_in_split",
     "sample_scene",
+    "sample_story",
+    "score_answer",
+    "score_caption",
+    "score_image",
     "split_of",
 ]
