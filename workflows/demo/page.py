@@ -37,7 +37,7 @@ def render(report: Report) -> str:
     environment.filters["duration"] = duration
     environment.filters["figure"] = lambda v: f"{v:.3g}"
     environment.tests["picture"] = lambda part: isinstance(part, Picture)
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template("template.html").render(
         report=report,
         sections=[(k, *SECTIONS[k], exhibits) for k, exhibits in by_kind(report.exhibits).items()],
         controls=sorted({name for m in report.metrics for name in m.controls}),

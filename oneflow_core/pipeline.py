@@ -1,0 +1,178 @@
+"""OneFlowPipeline: prompts of text and images in, documents of text and images out, whatever the model's home."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from oneflow_core.images import fit
+from oneflow_core.model_directory import ModelParts, load, save
+from oneflow_core.model_source import Facts, local_directory
+from oneflow_core.sampling.sampler import Sampler
+from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Target
+from oneflow_core.trace import Trace, decode_trace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is given: texts and images in reading order; and what is to be made of it."""
+
+    segments: tuple[str | Image, ...] = ()
+    target: Target = "image"
+
+
+@dataclass(frozen=True)
+class GeneratedDocument:
+    """What was made, without the prompt, and how it came to be."""
+
+    segments: tuple[str | Image, ...]
+    trace: Trace
+
+    @property
+    def text(self) -> str:
+        """The text segments, joined by nothing."""
+        return "".join(s for s in self.segments if isinstance(s, str))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images, in order."""
+        return tuple(s for s in self.segments if not isinstance(s, str))
+
+
+class OneFlowPipeline:
+    """A model with its tokenizer and encoders."""
+
+    def __init__(self, parts: ModelParts, identity: Facts | None = None) -> None:
+        self.parts = parts
+        self.identity: Facts = {"name": "", "version": "", "run_id": "", **(identity or {})}
+        model, tokenizer = parts.model, parts.tokenizer
+        self.defaults = _with(SamplerConfig(), parts.sampler)
+        self.sampler = Sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "embedded",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> OneFlowPipeline:
+        """Loads "embedded", a directory, an fsspec URL, or `models:/name@alias` where a resolver is registered.
+
+        Raises:
+            ModelSourceError: nothing there.
+            ModelDirectoryError: what is there is incomplete, or its parts do not belong together.
+        """
+        with local_directory(source) as (directory, facts):
+            parts, version = load(directory, device=device, dtype=dtype)
+        return cls(parts, {"version": version, "run_id": parts.notes.get("run_id", ""), **facts})
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Writes every part and the model card; `from_pretrained(directory)` gives equal outputs."""
+        return save(self.parts, directory)
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seeds: int | Sequence[int] = 0,
+        steps: int | None | Sequence[int | None] = None,
+        guidance: float | None | Sequence[float | None] = None,
+        temperature: float | None | Sequence[float | None] = None,
+        max_images: int | None | Sequence[int | None] = None,
+    ) -> list[GeneratedDocument]:
+        """One document a prompt, in order; what is None takes the model's default.
+
+        A document depends on its prompt, seed and options alone, not on its neighbours. `guidance` is the scale of
+        the velocity (1 is off) where images are made, and w of the insertion rates (0 is off) for `target="text"`.
+
+        Raises:
+            ValueError: an option out of its range, or as many options as there are no prompts.
+        """
+        n = len(prompts)
+        options = zip(
+            _each(steps, n), _each(guidance, n), _each(temperature, n), _each(max_images, n), strict=True
+        )
+        configs = [self._config(p.target, *option) for p, option in zip(prompts, options, strict=True)]
+        requests = self._requests(prompts, _each(seeds, n))
+        made: dict[int, Generation] = {}
+        for config in dict.fromkeys(configs):
+            members = [i for i in range(n) if configs[i] == config]
+            made |= zip(members, self.sampler.generate([requests[i] for i in members], config), strict=True)
+        return self._documents([made[i] for i in range(n)])
+
+    def _config(
+        self,
+        target: Target,
+        steps: int | None,
+        guidance: float | None,
+        temperature: float | None,
+        images: int | None,
+    ) -> SamplerConfig:
+        aim = "text_guidance" if target == "text" else "image_guidance"
+        given = {"steps": steps, aim: guidance, "temperature": temperature, "max_images": images}
+        return _with(self.defaults, {k: v for k, v in given.items() if v is not None})
+
+    def _requests(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Request]:
+        """Prompts as token ids and understanding features; all images are encoded together."""
+        size = self.parts.image_size
+        images = [fit(s, size) for p in prompts for s in p.segments if not isinstance(s, str)]
+        # Training sees features as shards hold them, in float16.
+        encoded = self.parts.encoder.encode(np.stack(images)).half().float().numpy() if images else ()
+        features = iter(encoded)
+        side = size // (self.parts.codec.downsample * self.parts.model.config.patch)
+        return [
+            Request(
+                tuple(
+                    tuple(self.parts.tokenizer.encode(s)) if isinstance(s, str) else next(features)
+                    for s in prompt.segments
+                ),
+                prompt.target,
+                (side, side),
+                seed,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def _documents(self, generations: Sequence[Generation]) -> list[GeneratedDocument]:
+        from PIL import Image
+
+        latents = [torch.from_numpy(s) for g in generations for s in g.segments if isinstance(s, np.ndarray)]
+        pixels = iter(self.parts.codec.decode(torch.stack(latents)) if latents else ())
+        tokenizer = self.parts.tokenizer
+        return [
+            GeneratedDocument(
+                tuple(
+                    Image.fromarray(next(pixels)) if isinstance(s, np.ndarray) else tokenizer.decode(s)
+                    for s in generation.segments
+                ),
+                decode_trace(generation.trace, tokenizer),
+            )
+            for generation in generations
+        ]
+
+
+def _with(config: SamplerConfig, changes: Mapping[str, object]) -> SamplerConfig:
+    try:
+        return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"the sampler has no such option: {error}") from error
+
+
+def _each(value: T | Sequence[T], count: int) -> list[T]:
+    if isinstance(value, Sequence):
+        if len(value) != count:
+            raise ValueError(f"{len(value)} options for {count} prompts; give one, or one for each")
+        return list(value)
+    return [value] * count

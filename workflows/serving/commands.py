@@ -1,0 +1,114 @@
+"""`oneflow serve` and `oneflow generate`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from workflows.errors import OneFlowError, UsageError
+from workflows.output import print_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from oneflow_core.pipeline import GeneratedDocument
+    from oneflow_core.sampling.types import Target
+
+Model = Annotated[str, typer.Argument(help="A directory, an fsspec URL, models:/NAME@ALIAS, or embedded.")]
+
+
+def serve(
+    model: Model = "embedded",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(help="Copies of the model.", min=1)] = 1,
+    cpus: Annotated[float, typer.Option(help="Cores of a replica.", min=0.1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of a replica.", min=0)] = 0,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C, on the Ray at RAY_ADDRESS or on one of its own."""
+    from workflows.serving.service import Address, serving
+
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    with serving(model, address=Address(host, port), replicas=replicas, cpus=cpus, gpus=gpus) as url:
+        typer.echo(f"{model} is served at {url} (page: {url}/, API: POST {url}/v1/generate); Ctrl-C ends it")
+        asked.wait()
+
+
+def generate(
+    model: Model = "embedded",
+    prompt: Annotated[str, typer.Option(help="Text that is given.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="Image that is given, before the text.")] = None,
+    target: Annotated[str | None, typer.Option(help="image, text or document.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for images and the trace.")] = Path("generated"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same document.", min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1, max=10_000)] = None,
+    guidance: Annotated[float | None, typer.Option(help="How hard the prompt pulls.", min=0)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the words; 0 is greedy.", min=0)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Generate one document: an image for a text, a text for an image (with --image), or both.
+
+    Prints the text, and saves images (PNG) and the trace of the insertions under --out.
+    """
+    from oneflow_core.pipeline import OneFlowPipeline, Prompt
+
+    files = image or []
+    if not prompt and not files:
+        raise UsageError("oneflow generate", "nothing is given", "give --prompt TEXT or --image FILE")
+    aim = target or ("text" if files else "image")
+    if aim not in ("image", "text", "document"):
+        raise UsageError(f"--target {aim}", "no such target", "choose image, text or document")
+    given: list[str | Image] = [_open(file) for file in files]
+    if prompt:
+        given.append(prompt)
+    try:
+        pipeline = OneFlowPipeline.from_pretrained(model)
+        (document,) = pipeline(
+            [Prompt(tuple(given), cast("Target", aim))],
+            seeds=seed,
+            steps=steps,
+            guidance=guidance,
+            temperature=temperature,
+        )
+    except ValueError as error:
+        cause, _, mend = str(error).partition("; ")
+        raise OneFlowError(f"generating with {model}", cause, mend or "see --help") from error
+    _show(document, out, dict(pipeline.identity), as_json)
+
+
+def _open(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"--image {path}", str(error), "name an image file that can be read") from error
+    return image
+
+
+def _show(document: GeneratedDocument, out: Path, identity: dict[str, str], as_json: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    segments: list[dict[str, str]] = []
+    for number, segment in enumerate(document.segments):
+        if isinstance(segment, str):
+            typer.echo(segment)
+            segments.append({"type": "text", "text": segment})
+            continue
+        path = out / f"image-{number}.png"
+        segment.save(path)
+        typer.echo(str(path))
+        segments.append({"type": "image", "file": str(path)})
+    trace = out / "trace.json"
+    answer = {"segments": segments, "model": identity, "trace": document.trace.to_json()}
+    trace.write_text(json.dumps(answer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    typer.echo(f"{trace}: which piece came when", err=True)
+    if as_json:
+        print_json({"segments": segments, "model": identity, "trace_file": str(trace)})

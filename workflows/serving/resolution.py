@@ -1,0 +1,70 @@
+"""`models:/name@alias`, `models:/name/version` and `runs:/...`: a model directory out of MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from oneflow_core.model_directory import INDEX
+from oneflow_core.model_source import ModelSourceError
+
+SCHEME = "models:/"
+
+
+def resolve(url: str, into: Path) -> Mapping[str, str]:
+    """Downloads the registered model's directory into `into` (empty); returns its name, version and run.
+
+    Raises:
+        ModelSourceError: no such model, version or alias, a server that does not answer, or no model of ours.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name, version, alias = parse(url)
+    try:
+        client = MlflowClient()
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, version)
+        )
+        _download(f"{SCHEME}{name}/{found.version}", into)
+    except (MlflowException, OSError) as error:
+        raise ModelSourceError(
+            f"model {url}: {' '.join(str(error).split())[:300]}; check MLFLOW_TRACKING_URI and the registered "
+            'models ("oneflow stack status" names the server)'
+        ) from error
+    return {"name": name, "version": str(found.version), "run_id": found.run_id or ""}
+
+
+def parse(url: str) -> tuple[str, str, str]:
+    """(name, version, alias) of `models:/name/version` or `models:/name@alias`; one of the last two is empty.
+
+    Raises:
+        ModelSourceError: neither form.
+    """
+    rest = url.removeprefix(SCHEME).strip("/")
+    name, at, alias = rest.partition("@")
+    if at:
+        version = ""
+    else:
+        name, _, version = rest.partition("/")
+    if not url.startswith(SCHEME) or not name or "/" in name or not (alias or version.isdigit()):
+        raise ModelSourceError(
+            f"model {url!r}: not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    return name, version, alias
+
+
+def _download(url: str, into: Path) -> None:
+    """The artifacts of a version, with the directory that holds `model_index.json` as the root."""
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix=f"{into.name}-") as scratch:
+        root = Path(download_artifacts(artifact_uri=url, dst_path=scratch))
+        found = sorted(root.rglob(INDEX), key=lambda p: len(p.parts))
+        if not found:
+            raise ModelSourceError(f"model {url}: no {INDEX} among its files; it is no model of OneFlow")
+        shutil.copytree(found[0].parent, into, dirs_exist_ok=True)

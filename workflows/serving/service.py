@@ -1,0 +1,151 @@
+"""Starting and stopping the Serve application on the Ray at RAY_ADDRESS, or on one of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflows.errors import OneFlowError, Refused
+
+APPLICATION = "oneflow"
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server listens; port 0 takes a free one."""
+
+    host: str = LOOPBACK
+    port: int = 0
+
+
+@contextmanager
+def serving(
+    model: str, *, address: Address | None = None, replicas: int = 1, cpus: float = 1, gpus: float = 0
+) -> Iterator[str]:
+    """The model's server for as long as the context is open; gives its URL.
+
+    Serve is shut down at the end, and Ray too where it was started here.
+
+    Raises:
+        OneFlowError: the port is taken, the model cannot be loaded, or the cluster lacks the resources.
+        Refused: Serve runs on that cluster already.
+    """
+    import ray
+    from ray import serve
+
+    ours = _join_ray()
+    try:
+        _refuse_a_second()
+        url = _start(model, address or Address(), replicas, cpus, gpus)
+        try:
+            yield url
+        finally:
+            serve.shutdown()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _join_ray() -> bool:
+    """Connects to RAY_ADDRESS, or starts Ray on loopback; whether there was no connection before."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        else:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise OneFlowError(
+            f"Ray at {address or 'this machine'}",
+            str(error).splitlines()[0],
+            'check RAY_ADDRESS, or bring the stack up with "oneflow stack up"',
+        ) from error
+    return True
+
+
+def _refuse_a_second() -> None:
+    from ray.util import list_named_actors
+
+    if any(a["name"] == "SERVE_CONTROLLER_ACTOR" for a in list_named_actors(all_namespaces=True)):
+        raise Refused(
+            "Ray Serve",
+            "it runs on this cluster already, with its own address",
+            'end the other "oneflow serve" (Ctrl-C there) or, if none runs, "serve shutdown -y"',
+        )
+
+
+def _start(model: str, address: Address, replicas: int, cpus: float, gpus: float) -> str:
+    from ray import serve
+
+    from workflows.serving.app import ServeArguments, build
+
+    port = free_port(address.host) if address.port == 0 else _unused(address.host, address.port)
+    here = str(Path(model).resolve()) if Path(model).is_dir() else model
+    arguments = ServeArguments(model=here, replicas=replicas, cpus=cpus, gpus=gpus)
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": port})
+        serve.run(build(arguments), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        cause = _cause(error)
+        serve.shutdown()
+        raise OneFlowError(f"serving {model}", cause, "name a model that loads, and enough cores") from error
+    url = f"http://{LOOPBACK if address.host in ('0.0.0.0', '::') else address.host}:{port}"
+    _await(f"{url}/healthz")
+    return url
+
+
+def _cause(error: Exception) -> str:
+    """The last line that says something: Serve puts the replica's whole traceback into its message."""
+    from ray import serve
+
+    status = serve.status().applications.get(APPLICATION)
+    message = "\n".join([d.message for d in status.deployments.values()] if status else []) or str(error)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    said = [line for line in lines if "Error: " in line]
+    return (said or lines or [type(error).__name__])[-1]
+
+
+def _await(url: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310
+                if reply.status == 200:
+                    return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise OneFlowError(
+                    url, str(error), "see the logs of Ray Serve in Ray's session directory"
+                ) from error
+        time.sleep(0.1)
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _unused(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OneFlowError(
+                f"{host}:{port}", error.strerror or str(error), "choose another --port"
+            ) from error
+    return port
