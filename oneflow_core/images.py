@@ -23,9 +23,10 @@ def fit(image: Image, size: int) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     upright = _opaque(ImageOps.exif_transpose(image))
-    if upright.size != (size, size):
-        upright = ImageOps.fit(upright, (size, size), Images.Resampling.BICUBIC)
-    return np.asarray(upright, np.uint8)
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    square = upright.crop((left, top, left + side, top + side))
+    return np.array(square.resize((size, size), Images.Resampling.BICUBIC), np.uint8)
 
 
 def _opaque(image: Image) -> Image:

@@ -60,7 +60,7 @@ def _embedded() -> Path:
 
 
 def _directory(path: Path) -> Path:
-    if not path.is_dir():
+    if not path.is_dir() or path == Path():
         raise ModelSourceError(
             f"model {str(path)!r}: no such directory; name a directory, an fsspec URL (s3://...), "
             'models:/NAME@ALIAS, or "embedded"'
@@ -98,7 +98,7 @@ def _download(url: str, into: Path) -> None:
             filesystem.get_file(name, str(target))
     except ModelSourceError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # every storage has errors of its own, with no common parent
         raise ModelSourceError(
             f"model {url}: {type(error).__name__}: {error}; check the URL, the credentials and the endpoint"
         ) from error
