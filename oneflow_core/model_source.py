@@ -42,7 +42,7 @@ def local_directory(source: str | Path) -> Iterator[tuple[Path, Facts]]:
     if text == EMBEDDED:
         yield _embedded(), {"name": "embedded"}
     elif ":/" not in text or Path(text).is_dir():
-        yield _directory(Path(text)), {"name": text}
+        yield _directory(text), {"name": text}
     else:
         with tempfile.TemporaryDirectory(prefix="oneflow-model-") as temporary:
             fetched = Path(temporary)
@@ -59,13 +59,13 @@ def _embedded() -> Path:
     return ASSETS
 
 
-def _directory(path: Path) -> Path:
-    if not path.is_dir() or path == Path():
+def _directory(text: str) -> Path:
+    if not text or not Path(text).is_dir():
         raise ModelSourceError(
-            f"model {str(path)!r}: no such directory; name a directory, an fsspec URL (s3://...), "
+            f"model {text!r}: no such directory; name a directory, an fsspec URL (s3://...), "
             'models:/NAME@ALIAS, or "embedded"'
         )
-    return path
+    return Path(text)
 
 
 def _fetch(url: str, into: Path) -> Facts:
