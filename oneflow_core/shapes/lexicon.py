@@ -15,7 +15,7 @@ SHAPE_WORDS: Mapping[str, tuple[str, ...]] = {
     "ring": ("ring", "hoop"),
     "star": ("star",),
 }
-ANY_SHAPE = ("shape", "object", "thing", "figure")
+ANY_SHAPE = ("object", "shape", "thing", "figure")
 COLOUR_WORDS: Mapping[str, tuple[str, ...]] = {
     "red": ("red", "crimson"),
     "green": ("green", "emerald"),
