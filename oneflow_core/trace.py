@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from oneflow_core.sampling.types import Trace as TokenTrace
     from oneflow_core.tokenizer import Tokenizer
 
-BYTES_A_CHARACTER = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
@@ -76,9 +74,8 @@ def _pieces(trace: TokenTrace, run: Sequence[int], segment: int, tokenizer: Toke
     pieces: list[Insertion] = []
     first = start = 0
     for last in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:last])[start:]
-        whole = not text.endswith("\ufffd") or last - first >= BYTES_A_CHARACTER or last == len(ids)
-        if not text or not whole:
+        text = tokenizer.decode(ids[first:last])
+        if not text or (text.endswith("\ufffd") and last < len(ids)):
             continue
         part = run[first:last]
         time, step = max(trace.time[i] for i in part), max(trace.step[i] for i in part)
