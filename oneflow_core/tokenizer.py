@@ -48,8 +48,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.encode_special_tokens = True
         self._backend = backend
-        self.bos_id: int = backend.token_to_id(names[0])
-        self.image_id: int = backend.token_to_id(IMAGE)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.bos_id, self.image_id = vocabulary[names[0]], vocabulary[IMAGE]
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Tokenizer:
@@ -100,7 +100,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise TokenizerError(f"the text is no valid Unicode ({error}); remove the lone surrogate") from None
+            raise TokenizerError(
+                f"the text is no valid Unicode ({error}); remove the lone surrogate"
+            ) from None
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

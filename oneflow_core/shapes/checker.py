@@ -82,7 +82,7 @@ def _sightings(image: NDArray[np.uint8]) -> tuple[list[Sighting], float]:
         salience = float(np.sqrt(gain / windows.shape[1]))
         unexplained = max(1 - gain / float(energies[shift]), 0.0)
         seen.append(Sighting(Object(row, col, shape, colour, size), salience, unexplained))
-        _erase(rest, row, col, SHIFTS[shift], templates[name])
+        _remove(rest, row, col, SHIFTS[int(shift)], templates[name])
     return seen, float(np.sqrt((rest**2).mean()))
 
 
@@ -93,7 +93,7 @@ def _windows(offset: NDArray[np.float32], row: int, col: int) -> NDArray[np.floa
     return np.stack(cuts)
 
 
-def _erase(
+def _remove(
     rest: NDArray[np.float32], row: int, col: int, shift: tuple[int, int], template: NDArray[np.float32]
 ) -> None:
     top, left = cell_origin(row, col)
@@ -120,4 +120,4 @@ def _smoother(blur: float) -> NDArray[np.float32]:
     if blur == 0:
         return np.eye(CELL, dtype=np.float32)
     weights = np.exp(-((steps[:, None] - steps[None, :]) ** 2) / (2 * blur**2))
-    return (weights / weights[CELL // 2].sum()).astype(np.float32)
+    return np.asarray(weights / weights[CELL // 2].sum(), np.float32)

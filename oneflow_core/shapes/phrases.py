@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from oneflow_core.shapes.lexicon import COLOUR_OF, NUMBER_WORDS, PLACE_OF, SHAPE_OF, SIZE_OF
 from oneflow_core.shapes.scene import Object
@@ -12,12 +13,17 @@ from oneflow_core.shapes.scene import Object
 MAX_WORDS = 120
 """Longer texts are no captions of ours; the bound keeps the parser's time small on anything."""
 _ARTICLES = {"a", "an", "one", "the", "another"}
-_LEADS = tuple(
-    tuple(lead.split())
-    for subject in ("picture", "image", "drawing", "scene")
-    for lead in (f"{article} {subject} {verb}" for article in ("a", "an", "the", "this")
-                 for verb in ("of", "with", "showing", "shows", "contains", "has"))
-) + tuple(tuple(lead.split()) for lead in ("there is", "there are", "here is", "here are", "we see", "i see"))  # fmt: skip
+_LEADS = (
+    *product(
+        ("a", "an", "the", "this"),
+        ("picture", "image", "drawing", "scene"),
+        ("of", "with", "showing", "shows", "contains", "has"),
+    ),
+    *(("there", verb) for verb in ("is", "are")),
+    *(("here", verb) for verb in ("is", "are")),
+    ("we", "see"),
+    ("i", "see"),
+)
 _VERBS = {"is", "are", "sits", "lies"}
 _LINKS = {"and", "also"}
 Words = Sequence[str]
@@ -147,8 +153,10 @@ def _adjoined(words: Words, start: int, mention: Mention, count: int) -> Iterato
         lead = 1
     said: dict[str, str] = {}
     end = _attributes(words, start + lead, said, link="and")
-    if lead and said and not (mention.colour and "colour" in said) and not (mention.size and "size" in said):
-        yield replace(mention, **said), count, end
+    twice = any(getattr(mention, name) is not None for name in said)
+    if lead and said and not twice:
+        colour, size = said.get("colour", mention.colour), said.get("size", mention.size)
+        yield replace(mention, colour=colour, size=size), count, end
 
 
 def _attributes(words: Words, at: int, said: dict[str, str], link: str = "") -> int:

@@ -54,7 +54,7 @@ def patch(shape: str, colour: str, size: str) -> NDArray[np.uint8]:
     cover = coverage(shape, size).astype(np.int64)[..., None]
     full = SUBPIXELS**2
     mixed = cover * np.array(RGB[colour]) + (full - cover) * np.array(BACKGROUND)
-    pixels = ((mixed + full // 2) // full).astype(np.uint8)
+    pixels: NDArray[np.uint8] = ((mixed + full // 2) // full).astype(np.uint8)
     pixels.flags.writeable = False
     return pixels
 
@@ -66,7 +66,8 @@ def coverage(shape: str, size: str) -> NDArray[np.uint8]:
     unit = RADIUS[size] * 2 * SUBPIXELS
     # In hundredths of the radius times `unit`, which keeps everything an integer.
     inside = _inside(shape, 100 * steps[None, :], 100 * steps[:, None], unit)
-    counts = inside.reshape(CELL, SUBPIXELS, CELL, SUBPIXELS).sum(axis=(1, 3)).astype(np.uint8)
+    blocks = inside.reshape(CELL, SUBPIXELS, CELL, SUBPIXELS)
+    counts: NDArray[np.uint8] = blocks.sum(axis=(1, 3)).astype(np.uint8)
     counts.flags.writeable = False
     return counts
 
@@ -103,4 +104,4 @@ def _in_outline(
         level = (y >= y0 * unit) & (y < y1 * unit)
         right = (across - x0 * unit) * (y1 - y0) < (x1 - x0) * (y - y0 * unit)
         crossings += level & right
-    return crossings % 2 == 1
+    return np.asarray(crossings % 2 == 1)

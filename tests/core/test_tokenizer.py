@@ -24,7 +24,18 @@ def test_every_string_comes_back(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\x00\x01\x7f", "\r\n\t  \n", "😀 👩‍👩‍👧 🇩🇪", "<bos>", "a<|image|>b", "<|image|><bos>", "漢字 ﬁ Å Å", "a" * 10_000],
+    [
+        "",
+        " ",
+        "\x00\x01\x7f",
+        "\r\n\t  \n",
+        "😀 👩‍👩‍👧 🇩🇪",
+        "<bos>",
+        "a<|image|>b",
+        "<|image|><bos>",
+        "漢字 ﬁ Å Å",
+        "a" * 10_000,
+    ],
 )
 def test_odd_strings_come_back_without_specials(text: str) -> None:
     ids = TOKENIZER.encode(text)

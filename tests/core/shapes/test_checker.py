@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from oneflow_core.shapes import Scene, read, read_objects, render, sample_scene
+from oneflow_core.shapes import Object, Scene, read, read_objects, render, sample_scene
 from oneflow_core.shapes.render import BACKGROUND, cell_origin
 from oneflow_core.shapes.scene import single_object_scenes
 
@@ -107,8 +107,6 @@ def test_more_objects_than_a_scene_holds_are_rejected() -> None:
 
 
 def _on(cells: list[int]) -> Scene:
-    from oneflow_core.shapes import Object
-
     return Scene(Object(*divmod(cell, 3), "square", "red", "small") for cell in cells)
 
 

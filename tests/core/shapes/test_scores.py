@@ -1,5 +1,7 @@
 """Scores of pictures, captions and answers."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from oneflow_core.shapes import (
     score_caption,
     score_image,
 )
+from oneflow_core.shapes.grammar import describe
 
 RED_CIRCLE = Object(0, 0, "circle", "red", "small")
 BLUE_RING = Object(2, 1, "ring", "blue", "large")
@@ -97,16 +100,13 @@ def test_captions(text: str, exact: bool, recall: float, precision: float) -> No
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32))
 def test_matching_agrees_with_trying_every_assignment(seed: int) -> None:
-    from itertools import permutations
-
     rng = np.random.default_rng(seed)
-    scene = Scene(Object(o.row, o.col, "star", "red" if i % 2 else "blue", o.size) for i, o in enumerate(sample_scene(rng)))
+    things = sample_scene(rng)
+    scene = Scene(Object(o.row, o.col, "star", ("red", "blue")[i % 2], o.size) for i, o in enumerate(things))
     mentions = [
         Mention("star", ("red", "blue")[rng.integers(2)], None, *((None, None), (0, None))[rng.integers(2)])
         for _ in range(int(rng.integers(1, 5)))
     ]
-    from oneflow_core.shapes.grammar import describe
-
     slots = [*scene, *[None] * len(mentions)]
     best = max(
         sum(o is not None and m.agrees(o) for m, o in zip(mentions, order, strict=False))

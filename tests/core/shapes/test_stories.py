@@ -42,7 +42,11 @@ BEFORE = Scene([RING, STAR])
     [
         ("Add a pink cross in the top right.", [RING, STAR, Object(0, 2, "cross", "pink", "small")], True),
         ("Add a pink cross in the top right.", [RING, STAR, Object(0, 2, "cross", "pink", "large")], True),
-        ("Add a large pink cross in the top right.", [RING, STAR, Object(0, 2, "cross", "pink", "small")], False),
+        (
+            "Add a large pink cross in the top right.",
+            [RING, STAR, Object(0, 2, "cross", "pink", "small")],
+            False,
+        ),
         ("Add a pink cross in the top right.", [RING, Object(0, 2, "cross", "pink", "small")], False),
         ("Remove the red star.", [RING], True),
         ("Take away the red star", [STAR], False),
