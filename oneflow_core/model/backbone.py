@@ -10,18 +10,20 @@ from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import AttentionPlan
 
 
-def rotary_tables(position_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE, [T, 1, head_dim / 2], float32."""
+def rotary_table(position_T: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Unit complex numbers of RoPE, [T, 1, head_dim / 2], complex64."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=position_T.device).float() / head_dim)
     angle = position_T.float()[:, None] * frequency
-    return angle.cos()[:, None], angle.sin()[:, None]
+    return torch.polar(torch.ones_like(angle), angle)[:, None]
 
 
-def rotate(x_THd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the two halves of each head, as Llama's weights expect."""
-    a, b = x_THd.chunk(2, dim=-1)
-    cos, sin = cos.to(x_THd.dtype), sin.to(x_THd.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
+    """Rotates neighbouring pairs of each head: one complex product, in float32.
+
+    This is Meta's order of dimensions; Hugging Face's halves are the same up to a permutation of the weights.
+    """
+    pairs = torch.view_as_complex(x_THd.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)
 
 
 def packed_attention(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, plan: AttentionPlan) -> Tensor:
@@ -43,11 +45,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
         """[T, D] -> [T, D]."""
         qkv = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        out_THd = packed_attention(rotate(q, *rope), rotate(k, *rope), v, plan)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(qk, rope).split([self.heads, self.kv_heads], dim=1)
+        out_THd = packed_attention(q, k, v, plan)
         return self.out(out_THd.flatten(1))
 
 
@@ -75,7 +78,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
         """[T, D] -> [T, D]."""
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan)
         return x_TD + self.ffn(self.ffn_norm(x_TD))
@@ -92,7 +95,7 @@ class Backbone(nn.Module):
 
     def forward(self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan) -> Tensor:
         """Final hidden states, [T, D]."""
-        rope = rotary_tables(position_T, self.config.head_dim, self.config.rope_theta)
+        rope = rotary_table(position_T, self.config.head_dim, self.config.rope_theta)
         for block in self.blocks:
             x_TD = block(x_TD, rope, plan)
         return self.norm(x_TD)

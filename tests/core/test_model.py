@@ -1,0 +1,151 @@
+"""The network against dense attention, one document at a time, and transformers' Llama."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from oneflow_core.model import PRESETS, AttentionPlan, ModelConfig, OneFlowModel, heads
+from oneflow_core.model.backbone import Backbone, packed_attention
+from oneflow_core.objectives import OneFlowConfig, OneFlowObjective
+from oneflow_core.packing import collate
+from tests.core.words import TINY, WordTokenizer, image, sample, text
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_packed_attention_equals_dense_attention_with_a_mask(lengths: list[int]) -> None:
+    plan = AttentionPlan.build(np.array(lengths))
+    total = sum(lengths)
+    torch.manual_seed(total)
+    q, k, v = torch.randn(total, 4, 8), torch.randn(total, 2, 8), torch.randn(total, 2, 8)
+    same = plan.document_T[:, None] == plan.document_T
+    k4, v4 = (x.repeat_interleave(2, dim=1).transpose(0, 1) for x in (k, v))
+    scores = (q.transpose(0, 1) @ k4.transpose(1, 2)) / 8**0.5
+    dense = scores.masked_fill(~same, -torch.inf).softmax(-1) @ v4
+    assert torch.allclose(packed_attention(q, k, v, plan), dense.transpose(0, 1), atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
+def test_plans_hold_every_token_once_and_waste_little(lengths: list[int]) -> None:
+    plan = AttentionPlan.build(np.array(lengths))
+    flat = torch.cat([b.token_BL.flatten() for b in plan.buckets])
+    assert torch.equal(flat[plan.restore_T], torch.arange(sum(lengths)))
+    assert sum(b.token_BL.numel() for b in plan.buckets) <= sum(lengths) / (1 - 0.12) + 1e-6
+
+
+def test_the_trunk_is_llama_without_the_causal_mask() -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    config = TINY
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            intermediate_size=config.ffn,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            rope_theta=config.rope_theta,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rms_norm_eps=config.norm_eps,
+            attn_implementation="eager",
+        )
+    ).eval()
+    trunk = Backbone(config).eval()
+
+    def pairs(weight: torch.Tensor) -> torch.Tensor:
+        return weight.view(-1, 2, config.head_dim // 2, config.width).transpose(1, 2).reshape(-1, config.width)
+
+    with torch.no_grad():
+        trunk.norm.weight.copy_(llama.norm.weight)
+        for ours, theirs in zip(trunk.blocks, llama.layers, strict=True):
+            attention, mlp = theirs.self_attn, theirs.mlp
+            q, k, v = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+            ours.attention.qkv.weight.copy_(torch.cat([pairs(q), pairs(k), v]))
+            ours.attention.out.weight.copy_(attention.o_proj.weight)
+            ours.ffn.gate_up.weight.copy_(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+            ours.ffn.down.weight.copy_(mlp.down_proj.weight)
+        x = torch.randn(11, config.width)
+        everyone = torch.zeros(1, 1, 11, 11)
+        reference = llama(inputs_embeds=x[None], attention_mask=everyone).last_hidden_state[0]
+        mine = trunk(x, torch.arange(11), AttentionPlan.build(np.array([11])))
+    assert torch.allclose(mine, reference, atol=1e-5)
+
+
+def _model(config: ModelConfig = TINY) -> OneFlowModel:
+    torch.manual_seed(0)
+    model = OneFlowModel(config)
+    for parameter in model.parameters():
+        if parameter.std() == 0:
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def _examples(count: int) -> list:
+    objective = OneFlowObjective(OneFlowConfig(), TINY, WordTokenizer())
+    rng = np.random.default_rng(3)
+    kinds = [
+        [image(), text([5, 6, 7, 8])],
+        [text([9, 10]), image(), text([11, 12, 13]), image()],
+        [image("prompt"), text([3, 4], "prompt"), text([5], "target")],
+        [text(list(range(2, 20)))],
+    ]
+    return [objective.prepare(sample(*kinds[i % 4], seed=i), rng) for i in range(count)]
+
+
+def test_a_document_does_not_see_its_neighbours_in_a_pack() -> None:
+    model, examples = _model(), _examples(12)
+    together = model(collate(examples).inputs)
+    alone = [model(collate([e]).inputs) for e in examples]
+    for name in ("pi_logit_S", "rate_S", "nll_K", "image_ND"):
+        joined = torch.cat([getattr(o, name) for o in alone])
+        assert torch.allclose(getattr(together, name), joined, atol=1e-5), name
+
+
+def test_chunked_token_loss_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    hidden = torch.randn(23, TINY.width, requires_grad=True)
+    rows = torch.arange(23).repeat_interleave(torch.arange(23) % 3 + 1)
+    tokens = torch.randint(0, TINY.vocab_size, (len(rows),))
+    reference = nn.functional.cross_entropy(model.heads.tokens(hidden)[rows], tokens, reduction="none")
+    (expected,) = torch.autograd.grad(reference.sum(), hidden)
+    monkeypatch.setattr(heads, "LOGIT_ROWS", 5)
+    chunked = model.heads.nll(hidden, rows, tokens)
+    (gradient,) = torch.autograd.grad(chunked.sum(), hidden)
+    assert torch.allclose(chunked, reference, atol=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def test_every_parameter_has_a_gradient_even_without_images() -> None:
+    model = _model()
+    objective = OneFlowObjective(OneFlowConfig(), TINY, WordTokenizer())
+    pack = collate([objective.prepare(sample(text([5, 6, 7])), np.random.default_rng(0))])
+    objective.loss(model, pack, objective.normalisers(pack)).total.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_presets_have_their_sizes_and_config_round_trips() -> None:
+    sizes = {}
+    for name, config in PRESETS.items():
+        with torch.device("meta"):
+            model = OneFlowModel.__new__(OneFlowModel)
+            nn.Module.__init__(model)
+            sizes[name] = sum(p.numel() for p in Backbone(config).parameters())
+        assert ModelConfig.from_json(config.to_json()) == config
+    # Llama 3.2 1B, 3.2 3B and 3.1 8B without embeddings.
+    assert sizes["1b"] == pytest.approx(0.973e9, rel=0.01)
+    assert sizes["3b"] == pytest.approx(2.82e9, rel=0.01)
+    assert sizes["8b"] == pytest.approx(6.98e9, rel=0.01)
+
+
+def test_bad_dimensions_and_unknown_fields_are_refused() -> None:
+    with pytest.raises(ValueError, match="kv_heads must divide heads"):
+        ModelConfig(width=32, heads=4, kv_heads=3)
+    with pytest.raises(ValueError, match="unknown field 'depth'"):
+        ModelConfig.from_json({"depth": 3})

@@ -1,0 +1,180 @@
+"""The sampler driven by an oracle that knows the answer, and by a random network for what must never happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oneflow_core.model import ModelInputs, ModelOutputs, OneFlowModel
+from oneflow_core.sampling import Request, Sampler, SamplerConfig
+from tests.core.words import TINY
+
+GRID = (2, 2)
+
+
+@dataclass
+class Answer:
+    """Distinct tokens; 1 stands for an image of the constant `value`."""
+
+    tokens: list[int]
+    value: float = 0.5
+
+
+class Oracle(nn.Module):
+    """Knows the only document there is, so its counts, tokens and images are exact (METHOD section 9)."""
+
+    def __init__(self, answer: Answer, silent: bool = False) -> None:
+        super().__init__()
+        self.config, self.answer, self.silent = TINY, answer, silent
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: ModelInputs) -> ModelOutputs:
+        slots = inputs.slot_S.tolist()
+        bags = [self._missing(inputs, s) for s in slots]
+        count = torch.tensor([float(len(b)) for b in bags])
+        logits = torch.full((len(bags), TINY.vocab_size), -1e9)
+        for i, bag in enumerate(bags):
+            logits[i, bag or [2]] = 0.0
+        pi = torch.where((count == 0) | self.silent, 50.0, -50.0)
+        image = torch.full_like(inputs.noisy_ND, self.answer.value)
+        return ModelOutputs(pi, count.clamp(min=1), logits, None, image)
+
+    def _missing(self, inputs: ModelInputs, slot: int) -> list[int]:
+        document = inputs.attention.document_T
+        mine = (document == document[slot]).nonzero()[:, 0].tolist()
+        anchors = [p for p in mine if p not in set(inputs.patch_N.tolist())]
+        here = anchors.index(slot)
+        order = self.answer.tokens
+        left = order.index(int(inputs.token_T[slot])) if int(inputs.token_T[slot]) in order else -1
+        following = [int(inputs.token_T[p]) for p in anchors[here + 1 :]]
+        right = order.index(following[0]) if following else len(order)
+        return order[left + 1 : right]
+
+
+def run(model: nn.Module, requests: list[Request], **config: float) -> list:
+    sampler = Sampler(model, bos_id=0, image_id=1)  # type: ignore[arg-type]
+    return sampler.generate(requests, SamplerConfig(**config))  # type: ignore[arg-type]
+
+
+def document(seed: int, prompt: tuple[int, ...] = ()) -> Request:
+    return Request((prompt,) if prompt else (), "document", GRID, seed)
+
+
+@pytest.mark.parametrize("steps", [3, 8, 25])
+def test_an_oracle_writes_and_draws_its_document(steps: int) -> None:
+    answer = Answer([5, 6, 7, 1, 8, 9])
+    for seed in range(10):
+        (out,) = run(Oracle(answer), [document(seed)], steps=steps, flush=10, image_guidance=1.0)
+        before, latent, after = out.segments
+        assert before == (5, 6, 7)
+        assert after == (8, 9)
+        assert latent.shape == (4, 4, 4)
+        assert latent == pytest.approx(0.5, abs=1e-4)
+        assert out.trace.token == (5, 6, 7, 1, 8, 9)
+        assert out.trace.passes <= 2 * steps + 10
+        assert all(0 <= t <= 1 for t in out.trace.time)
+
+
+def test_insertion_times_are_uniform_under_the_linear_schedule() -> None:
+    answer = Answer(list(range(2, 8)))
+    outs = run(Oracle(answer), [document(s) for s in range(300)], steps=200, flush=0)
+    times = np.concatenate([o.trace.time for o in outs])
+    assert np.histogram(times, bins=4, range=(0, 1))[0] / len(times) == pytest.approx(np.full(4, 0.25), abs=0.035)
+
+
+def test_pi_of_one_inserts_nothing() -> None:
+    (out,) = run(Oracle(Answer([5, 6]), silent=True), [document(0)], steps=5)
+    assert out.segments == ()
+
+
+def test_text_to_image_leaves_text_alone_and_makes_one_image() -> None:
+    request = Request(((5, 6),), "image", GRID, 3)
+    (out,) = run(Oracle(Answer([5, 6, 1], value=-1.25)), [request], steps=12, image_guidance=3.0)
+    assert [type(s) for s in out.segments] == [np.ndarray]
+    assert out.segments[0] == pytest.approx(-1.25, abs=1e-4)
+    assert out.trace.passes == 12
+
+
+def random_model() -> OneFlowModel:
+    torch.manual_seed(5)
+    model = OneFlowModel(TINY).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    return model
+
+
+def mixed_requests() -> list[Request]:
+    features = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    return [
+        Request(((5, 6, 7),), "image", GRID, 1),
+        Request((features,), "text", GRID, 2),
+        Request((features, (9, 10)), "text", GRID, 3),
+        Request((), "document", GRID, 4),
+        Request(((4,),), "document", GRID, 5),
+    ]
+
+
+@pytest.mark.parametrize("text_guidance", [0.0, 1.0])
+def test_a_document_does_not_depend_on_its_batch(text_guidance: float) -> None:
+    options = dict(steps=6, flush=2, max_tokens=40, image_guidance=2.0, text_guidance=text_guidance)
+    together = run(random_model(), mixed_requests(), **options)
+    for request, expected in zip(mixed_requests(), together, strict=True):
+        (alone,) = run(random_model(), [request], **options)
+        assert alone.trace.token == expected.trace.token
+        for a, b in zip(alone.segments, expected.segments, strict=True):
+            if isinstance(a, tuple):
+                assert a == b
+            else:
+                assert np.allclose(a, b, atol=1e-3)
+
+
+def test_caps_hold_and_specials_stay_out_of_texts() -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.heads.count.bias.copy_(torch.tensor([-9.0, 9.0]))
+        model.heads.tokens.weight[1] += 3
+    outs = run(model, [document(s) for s in range(6)], steps=10, flush=5, max_tokens=15, max_images=2)
+    for out in outs:
+        assert len(out.trace.token) == 15
+        assert out.trace.token.count(1) <= 2
+        assert out.trace.token.count(0) == 0
+    for out in run(model, [Request((), "text", GRID, s) for s in range(3)], steps=10, max_tokens=15):
+        assert 1 not in out.trace.token
+
+
+def test_the_same_seed_gives_the_same_and_another_another() -> None:
+    a, b, c = (run(random_model(), [document(s)], steps=8)[0].trace for s in (1, 1, 2))
+    assert a == b
+    assert a.token != c.token
+
+
+def test_temperature_zero_and_small_top_p_take_the_likeliest() -> None:
+    from oneflow_core.sampling.sampler import _draw
+
+    logits = torch.log(torch.tensor([[0.1, 0.6, 0.3]])).repeat(4000, 1)
+    draws = np.random.default_rng(0).random(4000)
+    assert set(_draw(logits, draws, SamplerConfig(temperature=0))) == {1}
+    assert set(_draw(logits, draws, SamplerConfig(top_p=0.5))) == {1}
+    shares = np.bincount(_draw(logits, draws, SamplerConfig()), minlength=3) / 4000
+    assert shares == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
+    nucleus = np.bincount(_draw(logits, draws, SamplerConfig(top_p=0.8)), minlength=3) / 4000
+    assert nucleus == pytest.approx([0, 2 / 3, 1 / 3], abs=0.03)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"top_p": 0.0}, {"temperature": -1.0}, {"max_tokens": 0}])
+def test_absurd_settings_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match="must"):
+        SamplerConfig(**bad)
+
+
+def test_the_observer_sees_every_pass() -> None:
+    seen: list[Tensor | float] = []
+    sampler = Sampler(Oracle(Answer([5, 1, 6])), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    (out,) = sampler.generate([document(0)], SamplerConfig(steps=5), lambda s: seen.append(len(s.elements)))
+    assert len(seen) == out.trace.passes
+    assert seen == sorted(seen)
