@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from workflows.config_commands import config_app
+from workflows.corpus.commands import corpus_app
 from workflows.errors import OneFlowError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(corpus_app, name="corpus")
 
 
 def _version(wanted: bool) -> None:

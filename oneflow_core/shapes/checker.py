@@ -22,9 +22,8 @@ UNEXPLAINED = 0.25
 """Largest share of an accepted object's energy that its template leaves unexplained."""
 STRAY = 18.0
 """Largest root mean square difference, in grey levels, between an accepted picture and its re-rendering."""
-SHIFTS = tuple(
-    sorted(product(range(-MARGIN, MARGIN + 1), repeat=2), key=lambda s: (s[0] ** 2 + s[1] ** 2, s))
-)
+_REACH = range(-MARGIN, MARGIN + 1)
+SHIFTS = tuple(sorted(((y, x) for y in _REACH for x in _REACH), key=lambda s: (s[0] ** 2 + s[1] ** 2, s)))
 BLURS = (0.0, 0.8, 1.4)
 """Standard deviations in pixels at which templates are compared."""
 
