@@ -1,0 +1,59 @@
+"""Muon for small convolutional networks: filters as matrices, everything else by AdamW."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic that draws singular values to about 1 (Jordan et al. 2024, "Muon")."""
+ROUNDS = 5
+RMS = 0.2
+"""Root mean square of a step at rate 1, as AdamW's (Liu et al. 2025, "Muon is scalable"): one rate serves both."""
+
+
+class ConvMuon:
+    """Muon with Nesterov momentum on convolution filters taken as [out, in*h*w], AdamW on all other parameters."""
+
+    def __init__(self, model: nn.Module, rate: float, decay: float, momentum: float = 0.9) -> None:
+        self.model, self.rate, self.decay, self.momentum = model, rate, decay, momentum
+        self.filters = [p for p in model.parameters() if p.ndim == 4 and p.shape[0] > 8]
+        chosen = {id(p) for p in self.filters}
+        self.speeds = [torch.zeros_like(p) for p in self.filters]
+        self.adam = torch.optim.AdamW(
+            [p for p in model.parameters() if id(p) not in chosen], lr=rate, betas=(0.9, 0.99), weight_decay=decay
+        )
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the rate of the steps to come."""
+        self.rate = self.adam.param_groups[0]["lr"] = rate
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step along the gradients, which are then dropped."""
+        for weight, speed in zip(self.filters, self.speeds, strict=True):
+            if weight.grad is None:
+                continue
+            speed.lerp_(weight.grad, 1 - self.momentum)
+            ahead = torch.lerp(weight.grad, speed, self.momentum).flatten(1)
+            step = orthogonalise(ahead) * (RMS * max(ahead.shape) ** 0.5)
+            weight.mul_(1 - self.rate * self.decay).sub_(step.view_as(weight), alpha=self.rate)
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2 where they were not tiny).
+
+    The rounds run on the small Gram matrix only: with A = X X^T and P a polynomial in A, (P X)(P X)^T = P A P.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalise(matrix.T).T
+    scaled = matrix / (matrix.norm() + 1e-12)
+    gram = scaled @ scaled.T
+    a, b, c = NEWTON_SCHULZ
+    total = identity = torch.eye(len(gram))
+    for _ in range(ROUNDS):
+        factor = a * identity + b * gram + c * gram @ gram
+        total, gram = factor @ total, factor @ gram @ factor
+    return total @ scaled
