@@ -39,24 +39,36 @@ class Sighting:
     """Share of the cell's energy that the template leaves over: 0 for a perfect picture, near 1 for noise."""
 
 
-def read(image: NDArray[np.uint8]) -> Scene | None:
-    """The scene that the picture shows, or None where it shows none.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a picture shows: the best guess for every cell that holds something, in reading order."""
 
-    `image` is uint8 [64, 64, 3]; any other shape or type raises ValueError.
-    """
+    sightings: tuple[Sighting, ...]
+    scene: Scene | None
+    """The scene, or None where the picture is rejected."""
+
+    @classmethod
+    def of(cls, scene: Scene) -> Reading:
+        """The reading of the scene's own rendering, without the pixels; everything is equally salient."""
+        return cls(tuple(Sighting(thing, 1.0, 0.0) for thing in scene), scene)
+
+
+def examine(image: NDArray[np.uint8]) -> Reading:
+    """Reads a picture, uint8 [64, 64, 3]; any other shape or type raises ValueError."""
     seen, residual = _sightings(image)
-    if (
-        not 1 <= len(seen) <= MAX_OBJECTS
-        or residual > STRAY
-        or any(s.unexplained > UNEXPLAINED for s in seen)
-    ):
-        return None
-    return Scene(s.thing for s in seen)
+    explained = residual <= STRAY and all(s.unexplained <= UNEXPLAINED for s in seen)
+    accepted = explained and 1 <= len(seen) <= MAX_OBJECTS
+    return Reading(tuple(seen), Scene(s.thing for s in seen) if accepted else None)
+
+
+def read(image: NDArray[np.uint8]) -> Scene | None:
+    """The scene that the picture shows, or None where it shows none. See `examine`."""
+    return examine(image).scene
 
 
 def read_objects(image: NDArray[np.uint8]) -> list[Sighting]:
-    """The best guess for every cell that holds something, however poor, in reading order."""
-    return _sightings(image)[0]
+    """The best guess for every cell that holds something, however poor, in reading order. See `examine`."""
+    return list(examine(image).sightings)
 
 
 def _sightings(image: NDArray[np.uint8]) -> tuple[list[Sighting], float]:

@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.shapes.checker import Sighting, read, read_objects
+from oneflow_core.shapes.checker import Reading, Sighting, examine
 from oneflow_core.shapes.grammar import parse
 from oneflow_core.shapes.lexicon import NUMBER_WORDS
 from oneflow_core.shapes.phrases import Mention, words_of
@@ -54,9 +54,14 @@ def score_image(mentions: Sequence[Mention], image: NDArray[np.uint8]) -> ImageS
     everything earns nothing; they are matched to the mentions in the way that agrees most. Shape, colour, size
     and position are best guesses, also in a picture that is rejected as a scene.
     """
-    seen = read_objects(image)
+    return score_reading(mentions, examine(image))
+
+
+def score_reading(mentions: Sequence[Mention], reading: Reading) -> ImageScore:
+    """`score_image` of a picture that was read already."""
+    seen = reading.sightings
     matched = _match(mentions, seen)
-    count, accepted = len(seen) == len(mentions), read(image) is not None
+    count, accepted = len(seen) == len(mentions), reading.scene is not None
     shares = {name: _share(name, mentions, matched) for name in ("colour", "shape", "size")}
     all_true = all(thing is not None and m.agrees(thing) for m, thing in zip(mentions, matched, strict=True))
     return ImageScore(

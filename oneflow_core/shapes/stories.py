@@ -104,10 +104,14 @@ def follows(texts: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> list[b
     `texts[i]` precedes `images[i]`; the first is a caption, the others are changes. A picture that reads as
     no scene is wrong, and so is the one after it. A text without a picture, or the reverse, counts as wrong.
     """
-    scenes = [read(image) for image in images]
+    return follows_scenes(texts, [read(image) for image in images])
+
+
+def follows_scenes(texts: Sequence[str], scenes: Sequence[Scene | None]) -> list[bool]:
+    """`follows` for pictures that were read already; None is a picture that was rejected."""
     right = []
-    for index in range(max(len(texts), len(images))):
-        if index >= len(texts) or index >= len(images):
+    for index in range(max(len(texts), len(scenes))):
+        if index >= len(texts) or index >= len(scenes):
             right.append(False)
         elif index == 0:
             right.append(_shows(texts[0], scenes[0]))

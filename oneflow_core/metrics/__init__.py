@@ -1,0 +1,1 @@
+"""What evaluation computes, as pure functions of numbers and texts."""
