@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneflow_core.metrics.control import chance, derangement, shuffled
@@ -14,6 +14,7 @@ from oneflow_core.metrics.length import length_ratio
 NUMBERS = st.lists(st.floats(-100, 100), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_the_mean_lies_in_its_interval_of_resampled_means(values: list[float]) -> None:
     estimate = mean(values)
@@ -52,6 +53,7 @@ def test_the_length_ratio_is_of_sums() -> None:
     assert estimate.value == 8 / 10 and estimate.low < estimate.value < estimate.high
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2**32))
 def test_nothing_stays_in_place(count: int, seed: int) -> None:
     order = derangement(count, np.random.default_rng(seed))

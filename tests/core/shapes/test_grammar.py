@@ -108,6 +108,7 @@ def test_other_texts_are_none(text: str) -> None:
     assert parse(text) is None
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     mentions = parse(text)

@@ -82,6 +82,7 @@ def test_other_texts_are_no_change(text: str) -> None:
     assert parse_change(text) is None
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_wordings_are_read_back(seed: int) -> None:
     rng = np.random.default_rng(seed)
