@@ -200,14 +200,13 @@ def _load_network(directory: Path, index: Mapping[str, Any]) -> OneFlowModel:
     config = _read_json(directory / "config.json", "copy the whole directory")
     weights = directory / "model.safetensors"
     try:
-        if _digest(weights) != index["model_sha256"]:
-            raise ModelDirectoryError(
-                f"{weights}: not the bytes that {INDEX} names; copy the directory again"
-            )
+        whole = _digest(weights) == index["model_sha256"]
         model = OneFlowModel(ModelConfig.from_json(config))
         model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ModelDirectoryError(f"{weights}: {error}; copy the whole directory again") from error
+    if not whole:
+        raise ModelDirectoryError(f"{weights}: not the bytes that {INDEX} names; copy the directory again")
     return model.eval().requires_grad_(False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 import urllib.request
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflows.corpus.cluster import cluster
 from workflows.errors import OneFlowError, Refused
 
 APPLICATION = "oneflow"
@@ -37,42 +37,15 @@ def serving(
         OneFlowError: the port is taken, the model cannot be loaded, or the cluster lacks the resources.
         Refused: Serve runs on that cluster already.
     """
-    import ray
-    from ray import serve
+    with cluster():
+        from ray import serve
 
-    ours = _join_ray()
-    try:
         _refuse_a_second()
         url = _start(model, address or Address(), replicas, cpus, gpus)
         try:
             yield url
         finally:
             serve.shutdown()
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _join_ray() -> bool:
-    """Connects to RAY_ADDRESS, or starts Ray on loopback; whether there was no connection before."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-        else:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise OneFlowError(
-            f"Ray at {address or 'this machine'}",
-            str(error).splitlines()[0],
-            'check RAY_ADDRESS, or bring the stack up with "oneflow stack up"',
-        ) from error
-    return True
 
 
 def _refuse_a_second() -> None:
