@@ -111,7 +111,7 @@ class Loader(Generic[E, P]):
     Args:
         corpora: manifests with weights; names must differ.
         prepare: makes an example of a sample with the generator given; must depend on nothing else.
-        collate: makes a pack of examples whose lengths sum to at most `tokens`.
+        collate: makes a pack of examples; their lengths sum to at most `config.tokens`.
 
     Raises:
         LaneError: `world_size` does not divide the lanes, or a corpus is too small for them.
@@ -125,7 +125,7 @@ class Loader(Generic[E, P]):
         rank: int = 0,
         world_size: int = 1,
         prepare: Callable[[Sample, np.random.Generator], E],
-        collate: Callable[[list[E], int], P],
+        collate: Callable[[list[E]], P],
     ) -> None:
         if config.lanes % world_size:
             raise LaneError(f"{world_size} workers do not divide {config.lanes} lanes; change one of them")
@@ -208,7 +208,7 @@ class Loader(Generic[E, P]):
             for lane, reader in readers.items():
                 for _ in range(self.config.packs_per_lane):
                     examples, counts[lane], refused = next(reader)
-                    step.packs.append(self._collate(examples, self.config.tokens))
+                    step.packs.append(self._collate(examples))
                     step.documents += len(examples)
                     step.tokens += sum(example.length for example in examples)
                     step.refused.update(refused)

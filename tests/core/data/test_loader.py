@@ -43,8 +43,8 @@ def prepare(sample: Sample, rng: np.random.Generator) -> Example:
     return Example(sample.document.doc_id, float(rng.random()), len(text.text))
 
 
-def collate(examples: list[Example], tokens: int) -> Pack:
-    assert 0 < sum(example.length for example in examples) <= tokens
+def collate(examples: list[Example]) -> Pack:
+    assert 0 < sum(example.length for example in examples) <= TOKENS
     return tuple((example.doc_id, example.draw) for example in examples)
 
 

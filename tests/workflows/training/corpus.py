@@ -1,0 +1,84 @@
+"""A small corpus with images in the real shard format, and a config that trains a small real model on it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
+from oneflow_core.data.reader import index_url
+from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.document import Document, ImageSegment, TextSegment
+from workflows.training.config import TrainConfig
+
+CHANNELS, SIDE, FEATURES = 4, 4, 8
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def sample(number: int) -> Sample:
+    """An image of one of four patterns with its caption; every fifth document is text alone."""
+    rng = np.random.default_rng(number)
+    colour = number % len(COLOURS)
+    text = TextSegment(f"a {COLOURS[colour]} thing number {number % 7}")
+    if number % 5 == 4:
+        return Sample(Document(f"doc-{number}", "test", "CC0-1.0", (text,)))
+    digest = hashlib.sha256(f"{number}".encode()).hexdigest()
+    document = Document(f"doc-{number}", "test", "CC0-1.0", (text, ImageSegment(digest, 8, 8)))
+    latent = np.zeros((CHANNELS, SIDE, SIDE), np.float16)
+    latent[colour] = 1 + 0.1 * rng.standard_normal((SIDE, SIDE))
+    features = np.full((4, FEATURES), colour, np.float16)
+    return Sample(document, (latent,), (features,))
+
+
+def write_corpus(base: Path, shards: int = 3, samples: int = 60) -> Manifest:
+    """A corpus of `shards * samples` documents with its manifest in `base`."""
+    base.mkdir(parents=True)
+    entries = []
+    for index in range(shards):
+        held = [sample(index * samples + i) for i in range(samples)]
+        shard = write_shard(held)
+        name, offsets = f"shard-{index:06d}.tar", shard.index.to_bytes()
+        (base / name).write_bytes(shard.data)
+        Path(index_url(str(base / name))).write_bytes(offsets)
+        images = sum(len(s.latents) for s in held)
+        digest = hashlib.sha256(offsets).hexdigest()
+        entries.append(ShardEntry(name, samples, images, 0, len(shard.data), shard.sha256, digest))
+    count = shards * samples
+    created = {"package": "oneflow 0", "git_commit": "none", "config_digest": "0" * 64}
+    manifest = Manifest(
+        "tiny", "0" * 12, created, (), "codec@0", "encoder@0",
+        (CHANNELS, SIDE, SIDE), (4, FEATURES), tuple(entries), Totals.of(tuple(entries)),
+        {"CC0-1.0": count}, {"test": Account(count, count)}, base=str(base),
+    )  # fmt: skip
+    (base / "manifest.json").write_bytes(manifest.to_bytes())
+    return manifest
+
+
+def tiny_config(corpus: Path, checkpoints: Path, **changes: Any) -> TrainConfig:
+    """A run of seconds; `changes` replace keys, `section__key=value` within a section."""
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"dims": {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 64}},
+        "data": {
+            "corpora": [{"url": str(corpus)}],
+            "tokens": 256,
+            "lanes": 2,
+            "holdout": 0.1,
+            "heldout_packs": 1,
+        },
+        "optimiser": {"lr": 3e-3, "warmup_steps": 5},
+        "budget": {"steps": 12},
+        "checkpoint": {"url": str(checkpoints), "every_steps": 4},
+        "watch": {"log_every": 2, "heldout_every": 4, "sample_every": 1000},
+        "compute": {"workers": 2, "device": "cpu"},
+    }
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return TrainConfig.model_validate(tree)

@@ -1,0 +1,160 @@
+"""The loop and its checkpoints on two real processes: exact resume after SIGKILL, other worker counts, damage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.workflows.training.corpus import tiny_config, write_corpus
+from workflows.training.commit import commit_name
+from workflows.training.config import TrainConfig
+from workflows.training.worker import work
+
+
+def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path) -> None:
+    """A worker process: what torchrun would start, with its output in a file."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with output.open("w", buffering=1) as stream:
+        sys.stdout = sys.stderr = stream
+        logging.basicConfig(level=logging.INFO, stream=stream, force=True)
+        try:
+            work(config)
+        except BaseException:
+            traceback.print_exc(file=stream)
+            raise
+
+
+@dataclass
+class Run:
+    """The processes of a launched run."""
+
+    processes: list[BaseProcess]
+    outputs: list[Path]
+
+    def finish(self) -> str:
+        for process in self.processes:
+            process.join(120)
+        said = "\n".join(path.read_text() for path in self.outputs if path.exists())
+        assert all(process.exitcode == 0 for process in self.processes), said
+        return said
+
+    def kill_after_a_commit(self, config: TrainConfig) -> None:
+        """SIGKILL to the last worker once a checkpoint is committed, then to the rest."""
+        root, deadline = Path(config.checkpoint.url), time.monotonic() + 60
+        while not list(root.glob("*/commits/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for process in reversed(self.processes):
+            process.kill()
+            process.join()
+        steps = sorted(path.name for path in (run_root(config) / "commits").iterdir())
+        assert steps and steps[-1] < commit_name(config.budget.steps)
+
+
+def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
+    """Start the workers of a run; imports are done once for all launches."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["workflows.training.worker"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    number = len(list(directory.glob("output-*")))
+    outputs = [directory / f"output-{number + rank}" for rank in range(workers)]
+    settings = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
+    processes: list[BaseProcess] = []
+    for rank, output in enumerate(outputs):
+        processes.append(context.Process(target=_work, args=(settings, rank, workers, port, output)))
+        processes[-1].start()
+    return Run(processes, outputs)
+
+
+def run_root(config: TrainConfig) -> Path:
+    [root] = [path for path in Path(config.checkpoint.url).iterdir() if path.is_dir()]
+    return root
+
+
+def best_weights(config: TrainConfig) -> dict[str, list]:
+    root = run_root(config)
+    held = load_file(root / json.loads((root / "best.json").read_text())["file"])
+    return {name: tensor.flatten().tolist() for name, tensor in held.items()}
+
+
+def final_tensors(config: TrainConfig) -> dict[str, object]:
+    """Everything in the newest checkpoint, by chunk."""
+    root = run_root(config)
+    commit = json.loads(max((root / "commits").iterdir()).read_text())
+    return {
+        key: tensor.tolist()
+        for name, _, _ in commit["files"]
+        for key, tensor in load_file(root / commit["directory"] / name).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("corpus") / "tiny"
+    write_corpus(base)
+    return base
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, str]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    config = tiny_config(corpus, directory / "checkpoints")
+    return config, launch(config, directory, 2).finish()
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    corpus: Path, tmp_path: Path, undisturbed: tuple[TrainConfig, str]
+) -> None:
+    config = tiny_config(corpus, tmp_path / "checkpoints")
+    launch(config, tmp_path, 2).kill_after_a_commit(config)
+
+    output = launch(config, tmp_path, 2).finish()
+    assert "going on after step" in output
+    assert final_tensors(config) == final_tensors(undisturbed[0])
+    assert best_weights(config) == best_weights(undisturbed[0])
+
+
+def test_another_number_of_workers_goes_on_with_the_same_run(
+    corpus: Path, tmp_path: Path, undisturbed: tuple[TrainConfig, str]
+) -> None:
+    config = tiny_config(corpus, tmp_path / "checkpoints")
+    launch(config, tmp_path, 2).kill_after_a_commit(config)
+
+    launch(config, tmp_path, 1).finish()
+    ours, theirs = best_weights(config), best_weights(undisturbed[0])
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values == pytest.approx(theirs[name], abs=2e-4), name
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    corpus: Path, tmp_path: Path, undisturbed: tuple[TrainConfig, str]
+) -> None:
+    config = tiny_config(corpus, tmp_path / "checkpoints")
+    launch(config, tmp_path, 2).finish()
+    root = run_root(config)
+    [newest] = root.glob("step-000000012-*/part-00001.safetensors")
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(bytes(data))
+    (root / "step-000000013-dead").mkdir()
+
+    output = launch(config, tmp_path, 2).finish()
+    assert "checkpoint of step 12 is passed over" in output
+    assert "going on after step 8" in output
+    assert final_tensors(config) == final_tensors(undisturbed[0])
+    assert len(list((root / "commits").iterdir())) == 2

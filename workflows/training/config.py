@@ -1,0 +1,224 @@
+"""The config of a training run. Numbers name their unit; the text under a field says what it is for and why."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from workflows.config import Config
+
+
+class ModelSettings(Config):
+    """The network. Channels, feature width and vocabulary are taken from the corpus and the tokenizer."""
+
+    preset: Literal["nano", "1b", "3b", "8b"] = "nano"
+    """Dimensions to begin with; nano is for two cores, the others are Llama 3's."""
+    dims: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the preset to change, e.g. {width: 256, layers: 8}; any field of oneflow_core.model.ModelConfig."""
+
+
+class MixtureSettings(Config):
+    """How documents without fixed roles are used (oneflow_core.objectives.tasks.TaskMixture)."""
+
+    concurrent: float = Field(0.2, ge=0, le=1)
+    """Share of image-text pairs whose text and image are generated at once (paper 3.2: 0.2)."""
+    text_to_image: float = Field(0.5, ge=0, le=1)
+    """Share of text-to-image among the other pairs (not disclosed by the paper)."""
+    prompt_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of examples whose prompt is dropped, for classifier-free guidance (Edit Flows: 0.1)."""
+    story_prompt: float = Field(0.3, ge=0, le=1)
+    """Share of interleaved documents whose first text is given as the prompt."""
+
+
+class ObjectiveSettings(Config):
+    """How documents are corrupted and the loss is weighed (oneflow_core.objectives.OneFlowConfig)."""
+
+    schedule: str = "linear"
+    """kappa: linear (the paper), cosine, power:<exponent>."""
+    mixture: MixtureSettings = MixtureSettings()
+    """Tasks of documents without fixed roles."""
+    image_weight: float = Field(1.0, ge=0)
+    """Weight of the velocity loss beside the text loss."""
+    image_time_mean: float = -0.6
+    """Mean of the logit-normal law of image times; below 0 is biased to noise, where layout is decided."""
+    image_time_std: float = Field(1.0, ge=0)
+    """Its standard deviation; 0 means uniform times."""
+    max_text_tokens: int = Field(512, ge=1)
+    """Tokens at which a text segment is cut, so that one document cannot fill a pack."""
+
+
+class CorpusSettings(Config):
+    """One corpus of the blend."""
+
+    url: str
+    """Directory of a sharded corpus (its `latest` is followed), of one version, or a manifest."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the documents drawn from it, relative to the others; none: in proportion to its size."""
+
+
+class DataSettings(Config):
+    """The stream of packs. A global step reads `lanes * packs_per_lane` packs, whatever the number of workers."""
+
+    corpora: list[CorpusSettings] = Field(min_length=1)
+    """What is read."""
+    tokenizer: str = "embedded"
+    """Tokenizer: "embedded", a directory, or a hub name."""
+    tokens: int = Field(2048, ge=16)
+    """Tokens of one pack, text and image together: what one forward pass takes."""
+    lanes: int = Field(4, ge=1)
+    """Independent streams; the number of workers must divide it, so it bounds how far a run can be spread."""
+    packs_per_lane: int = Field(1, ge=1)
+    """Packs of every lane in a global step; more means gradient accumulation."""
+    window: int = Field(8192, ge=1)
+    """Samples of a lane that are shuffled together; bounds how many shards are open at once."""
+    holdout: float = Field(0.02, ge=0, lt=1)
+    """Fraction of documents (by digest of their key) that training never reads and the held-out loss is taken on."""
+    heldout_packs: int = Field(4, ge=1)
+    """Packs of every lane in the held-out loss; the same ones at each evaluation."""
+    read_ahead: int = Field(2, ge=0)
+    """Steps prepared in a thread before they are needed."""
+    cache_dir: str | None = None
+    """Where shards from a remote URL are kept; none: ~/.cache/oneflow/shards."""
+    cache_gb: float = Field(32.0, gt=0)
+    """Size of that cache in GiB."""
+
+
+class OptimiserSettings(Config):
+    """AdamW and its learning rate, as a function of progress = max(step / steps, minutes / max_minutes)."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate; small networks bear more than the 3e-4 of Edit Flows."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean of gradients (Edit Flows: 0.9)."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the mean of squared gradients (Edit Flows: 0.95)."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled decay of matrices; norms, biases and embeddings have none."""
+    clip: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up; in steps, as Adam's statistics need steps and not minutes."""
+    decay: Literal["cosine", "wsd"] = "cosine"
+    """cosine: down from the end of warm-up; wsd: constant, then down linearly in the last `decay_share`."""
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """Share of progress in which wsd goes down."""
+    floor: float = Field(0.02, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+
+
+class BudgetSettings(Config):
+    """When training ends: at `steps` or after `max_minutes`, whichever comes first."""
+
+    steps: int = Field(10_000, ge=1)
+    """Global steps."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Wall-clock minutes of all attempts together, evaluation included; the learning rate ends its way within them."""
+
+
+class EmaSettings(Config):
+    """The moving average of the weights, which is what is evaluated and registered."""
+
+    decay: float = Field(0.999, ge=0, lt=1)
+    """Decay a step; at step s no more than (1 + s) / (10 + s), so that the start is forgotten."""
+
+
+class CheckpointSettings(Config):
+    """Where and how often the whole state is kept."""
+
+    url: str
+    """Root of all runs' checkpoints, any fsspec URL; a run writes below <url>/<run key>."""
+    every_steps: int = Field(500, ge=1)
+    """Steps between checkpoints: the most that a killed worker costs."""
+    keep: int = Field(2, ge=1)
+    """Committed checkpoints that are kept, newest first."""
+
+
+class WatchSettings(Config):
+    """What is reported while training runs."""
+
+    log_every: int = Field(20, ge=1)
+    """Steps between metrics; each is a mean over these steps."""
+    heldout_every: int = Field(250, ge=1)
+    """Steps between held-out losses of the averaged weights; the best one's weights are registered."""
+    sample_every: int = Field(500, ge=1)
+    """Steps between sample grids and insertion traces; each takes some seconds of the budget."""
+    prompts: list[str] = Field(default_factory=list)
+    """Prompts of the sample grid, an image each; none: no samples."""
+    captions: int = Field(4, ge=0)
+    """Held-out images that are captioned beside the grid, with traces."""
+    sampler_steps: int = Field(16, ge=1)
+    """Steps of the sampler for these samples."""
+
+
+class ComputeSettings(Config):
+    """Where it runs."""
+
+    workers: int = Field(2, ge=1)
+    """Training processes; must divide data.lanes. Changing it does not change the run."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of parameters and activations in the passes; sums, optimiser state and the average stay in fp32."""
+    reshard_after_forward: bool = False
+    """True frees gathered parameters between forward and backward: less memory, one more gather."""
+    compile: bool = False
+    """torch.compile each block; pays on GPUs after a minute of compilation."""
+    max_failures: int = Field(2, ge=0)
+    """Times that lost workers are replaced before the run fails."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for a worker."""
+
+
+class RegistrySettings(Config):
+    """What becomes of the best weights."""
+
+    name: str | None = "oneflow-shapes"
+    """Registered model; none: export only, no registration."""
+    alias: str = "candidate"
+    """Alias that the new version gets."""
+    codec: str = "embedded"
+    """Latent codec to ship: "embedded", a directory or a hub name; must be the one that encoded the corpus."""
+    encoder: str = "embedded"
+    """Understanding encoder to ship; must be the one whose features the corpus holds."""
+    image_size: int = Field(64, ge=1)
+    """Side of generated images in pixels."""
+
+
+class TrackingSettings(Config):
+    """Which MLflow run this is."""
+
+    experiment: str = "oneflow"
+    """Experiment in MLflow."""
+    uri: str | None = None
+    """Tracking server; none: MLFLOW_TRACKING_URI, and no tracking where that is not set."""
+
+
+class TrainConfig(Config):
+    """One training run, from a corpus to a registered model."""
+
+    name: str = "train"
+    """Name of the run in MLflow."""
+    seed: int = 0
+    """Of the initial weights, the order of documents and every corruption."""
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    data: DataSettings
+    optimiser: OptimiserSettings = OptimiserSettings()
+    budget: BudgetSettings = BudgetSettings()
+    ema: EmaSettings = EmaSettings()
+    checkpoint: CheckpointSettings
+    watch: WatchSettings = WatchSettings()
+    compute: ComputeSettings = ComputeSettings()
+    registry: RegistrySettings = RegistrySettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _workers_divide_lanes(self) -> "TrainConfig":
+        if self.data.lanes % self.compute.workers:
+            raise ValueError(
+                f"compute.workers {self.compute.workers} must divide data.lanes {self.data.lanes}"
+            )
+        return self

@@ -1,0 +1,85 @@
+"""What a training step says of itself, summed on the device and read by the host once in a while."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from oneflow_core.data.loader import LoaderStats
+from workflows.training.parallel import Worker, summed
+
+PART_NAMES = {
+    "tokens": "text/ce",
+    "rate": "text/rate",
+    "zero": "text/zero",
+    "rate_regret": "text/rate_regret",
+    "image": "image/velocity",
+}
+"""Names in MLflow of the parts of the loss; others keep their own."""
+SUM = "loss"
+
+
+class Meter:
+    """Means over the steps since it was last read. `add` costs no wait for the device."""
+
+    def __init__(self, worker: Worker, pack_tokens: int) -> None:
+        self._worker, self._pack_tokens = worker, pack_tokens
+        self._sums: dict[str, Tensor] = {}
+        self._norm = torch.zeros((), device=worker.device)
+        self._steps = 0
+        self._begun = time.perf_counter()
+        self._seen = LoaderStats()
+
+    def add(self, total: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """The loss of one pack, as a share of its step's."""
+        for name, value in {SUM: total.detach(), **parts}.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def step(self, norm: Tensor) -> None:
+        """A step is over; `norm` is that of its gradient."""
+        self._norm = self._norm + norm
+        self._steps += 1
+
+    def read(self, stats: LoaderStats) -> dict[str, float]:
+        """Metrics of all ranks since the last reading. All ranks must call it."""
+        steps, now = max(self._steps, 1), time.perf_counter()
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name].float() for name in names])
+        dist.all_reduce(sums)
+        values = dict(zip(names, (sums / steps).tolist(), strict=True))
+        metrics = {f"train/{PART_NAMES.get(name, name)}": value for name, value in values.items()}
+        metrics["train/grad_norm"] = float(self._norm) / steps
+        metrics |= self._speed(stats, now - self._begun, steps)
+        self._sums, self._steps, self._begun = {}, 0, now
+        self._norm = torch.zeros_like(self._norm)
+        return metrics
+
+    def _speed(self, stats: LoaderStats, seconds: float, steps: int) -> dict[str, float]:
+        seen, self._seen = self._seen, _copy(stats)
+        refused = stats.refused.total() - seen.refused.total()
+        tokens, packs, documents, wait, refused_all = summed(
+            [
+                stats.tokens - seen.tokens,
+                stats.packs - seen.packs,
+                stats.documents - seen.documents,
+                stats.wait_s - seen.wait_s,
+                refused,
+            ]
+        )
+        return {
+            "speed/tokens_per_s": tokens / seconds,
+            "speed/documents_per_s": documents / seconds,
+            "speed/step_s": seconds / steps,
+            "speed/data_wait": wait / self._worker.world_size / seconds,
+            "data/packing": tokens / max(packs * self._pack_tokens, 1),
+            "data/refused": refused_all,
+        }
+
+
+def _copy(stats: LoaderStats) -> LoaderStats:
+    return LoaderStats(
+        stats.steps, stats.packs, stats.documents, stats.tokens, stats.wait_s, Counter(stats.refused)
+    )

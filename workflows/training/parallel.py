@@ -1,0 +1,102 @@
+"""Processes and devices: joining the process group, and sharding a model over it with FSDP2."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from workflows.training.config import ComputeSettings
+
+BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which speaks for all."""
+        return self.rank == 0
+
+
+def device_type(settings: ComputeSettings) -> str:
+    """cpu or cuda."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def join_group(settings: ComputeSettings) -> Worker:
+    """Join the process group that the environment (Ray, torchrun) describes, or make one of this process alone."""
+    kind = device_type(settings)
+    if not dist.is_initialized():
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(BACKEND[kind], **alone)  # type: ignore[arg-type]
+    torch.set_num_threads(settings.threads)
+    device = torch.device(kind)
+    if kind == "cuda":
+        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return Worker(dist.get_rank(), dist.get_world_size(), device)
+
+
+def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:
+    """Shard `model` in place over all workers, block by block; gradients are summed, not averaged.
+
+    A block is an element of the ModuleList in `model.backbone.blocks`, or of any ModuleList where there is none.
+    """
+    model.to(worker.device)
+    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    policy = MixedPrecisionPolicy()
+    if settings.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+    for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
+        for block in blocks:
+            if settings.compile:
+                block.compile()
+            fully_shard(block, reshard_after_forward=settings.reshard_after_forward, **options)
+    fully_shard(model, reshard_after_forward=settings.reshard_after_forward, **options)
+    for module in fsdp_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    """Every part of `model` that is sharded by itself."""
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def last_microstep(model: nn.Module, last: bool) -> None:
+    """Tell FSDP whether the next backward pass is the last of its step: before it nothing is communicated."""
+    root = cast(FSDPModule, model)
+    root.set_requires_gradient_sync(last)
+    root.set_reshard_after_backward(last)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's piece of a tensor; shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor on every rank. All ranks must call it, in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def summed(values: list[float]) -> list[float]:
+    """Sums of `values` over all ranks, element by element; all ranks must call it."""
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(v) for v in total]
