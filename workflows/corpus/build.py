@@ -1,0 +1,100 @@
+"""Build: ingest, encode, shard, one after the other; or nothing at all, told within seconds."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from oneflow_core.data.manifest import Manifest, ManifestError
+from oneflow_core.data.reader import index_url
+from workflows.corpus import encode, ingest, shard
+from workflows.corpus.cluster import cluster
+from workflows.corpus.config import CorpusConfig
+from workflows.corpus.units import list_units
+from workflows.storage import explained, join, open_fs
+
+Stage = Literal["ingest", "encode", "shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did: `made` is False where there was nothing to do. `manifest` is there once shards are."""
+
+    made: bool
+    manifest: Manifest | None
+    seconds: Mapping[str, float]
+    """By stage; those that did not run are absent."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        found = self.manifest
+        told: dict[str, Any] = {
+            "made": self.made,
+            "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+        }
+        if found is not None:
+            told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
+            told |= {
+                "samples": found.totals.samples,
+                "images": found.totals.images,
+                "bytes": found.totals.bytes,
+            }
+            told |= {"shards": len(found.shards), "encoder": found.encoder}
+            told |= {"refused": {s: dict(a.refused) for s, a in found.accounts.items()}}
+        return told
+
+
+def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
+    """Run one stage, or all three in one Ray session; what was done before is not done again.
+
+    Raises:
+        OneFlowError: a source with no input, storage or a cluster that fails, a stage run before the one it needs.
+    """
+    begin = time.monotonic()
+    manifest = finished(config)
+    if manifest is not None:
+        return BuildReport(False, manifest, {"check": time.monotonic() - begin})
+    seconds: dict[str, float] = {}
+    models: encode.Models | None = None
+    with cluster():
+        if stage in (None, "ingest"):
+            seconds["ingest"] = ingest.run(config).seconds
+        if stage in (None, "encode"):
+            encoded = encode.run(config)
+            seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
+        if stage in (None, "shard"):
+            sharded = shard.run(config, models)
+            seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
+    return BuildReport(True, manifest, seconds)
+
+
+def finished(config: CorpusConfig) -> Manifest | None:
+    """The manifest that `latest` points at, if this config over the inputs as now listed is what made it.
+
+    Told by listings and digests alone: no input is read, no Ray started.
+    """
+    url = join(config.root, "shards", config.name)
+    units = list_units(config)
+    with explained(url):
+        manifest = _latest(url)
+    if manifest is None:
+        return None
+    listed = [(u.source, u.name, u.size, u.etag) for u in units]
+    made_of = [(i.source, i.name, i.size, i.etag) for i in manifest.inputs]
+    same = manifest.created_by["config_digest"] == config.digest() and made_of == listed
+    return manifest if same and _whole(manifest) else None
+
+
+def _latest(url: str) -> Manifest | None:
+    try:
+        return Manifest.load(url)
+    except (FileNotFoundError, ManifestError):
+        return None
+
+
+def _whole(manifest: Manifest) -> bool:
+    """Whether every shard and index is there, a shard in its size."""
+    filesystem, path = open_fs(manifest.base)
+    with explained(manifest.base):
+        sizes = {e["name"].rpartition("/")[2]: e["size"] for e in filesystem.ls(path, detail=True)}
+    return all(sizes.get(s.name) == s.bytes and index_url(s.name) in sizes for s in manifest.shards)

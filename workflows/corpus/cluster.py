@@ -1,0 +1,94 @@
+"""The Ray cluster that the stages run on: the one that RAY_ADDRESS names, or one of this machine alone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from workflows.errors import OneFlowError
+
+_PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The driver's variables that say how to reach storage, for tasks on nodes that may lack them.
+
+    They travel with a task's arguments, not in a runtime environment: Ray logs those. `repr` shows none of them.
+    """
+
+    variables: dict[str, str] = field(repr=False)
+
+    @classmethod
+    def of_driver(cls) -> "Environment":
+        """What this process has."""
+        return cls({key: value for key, value in os.environ.items() if key.startswith(_PASSED)})
+
+    def apply(self) -> None:
+        """Set, in the process of a task, what is not set there."""
+        for key, value in self.variables.items():
+            os.environ.setdefault(key, value)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Ray is up within; a local one that this call started is stopped at the end, any other left alone.
+
+    Raises:
+        OneFlowError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    # Read by Ray when it is imported: without it a local Ray listens on the outside interface.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _init(os.environ.get("RAY_ADDRESS"))
+    quiet()
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _own(error) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def cpus() -> int:
+    """CPUs of the cluster, at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def quiet() -> None:
+    """Ray Data tells its progress in bars that fill logs; the stages tell their own."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _own(error: BaseException) -> BaseException:
+    """The OneFlowError that a task raised, out of Ray's wrappers; `error` itself where there is none."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OneFlowError):
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return inner or error
+
+
+def _init(address: str | None) -> None:
+    import ray
+    import ray.data
+
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        mend = "start it (oneflow stack up), or unset RAY_ADDRESS to run on this machine alone"
+        raise OneFlowError(f"Ray at {address or 'this machine'}", str(error).splitlines()[0], mend) from error

@@ -1,0 +1,84 @@
+"""Image files to squares of RGB pixels, with every odd mode handled on purpose."""
+
+import io
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from workflows.corpus.config import LimitsConfig
+
+Square = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+class PictureError(ValueError):
+    """An image that is refused; its text is the reason, in few distinct words."""
+
+
+def probe(data: bytes, limits: LimitsConfig) -> tuple[int, int]:
+    """Width and height in pixels of an image that decodes to its last row.
+
+    Raises:
+        PictureError: "image too large" (told by the header, before anything is decoded) or "image unreadable".
+    """
+    if len(data) > limits.image_bytes:
+        raise PictureError("image too large")
+    return _decoded(data, lambda image: _loaded(image, limits))
+
+
+def square(data: bytes, size: int) -> Square:
+    """The image as uint8 [size, size, 3]: upright by its EXIF, on white where transparent, centre-cropped, resized.
+
+    Palettes, greys of 1 to 16 bits and CMYK become RGB; 16 bits are scaled to 8; of an animation the first frame is
+    taken; colour profiles are not applied. An image that is `size` squared already keeps its pixels.
+
+    Raises:
+        PictureError: as `probe`; or "image mode" for pixels without a defined range (floating point).
+    """
+    return _decoded(data, lambda image: _squared(image, size))
+
+
+def _decoded(data: bytes, use: Callable[[Image.Image], T]) -> T:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return use(image)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError("image too large") from None
+    except Exception:  # noqa: BLE001 decoders of untrusted bytes raise what they like
+        raise PictureError("image unreadable") from None
+
+
+def _loaded(image: Image.Image, limits: LimitsConfig) -> tuple[int, int]:
+    width, height = image.size
+    if width * height > limits.image_pixels:
+        raise PictureError("image too large")
+    if image.mode == "F":
+        raise PictureError("image mode")
+    image.load()
+    return width, height
+
+
+def _squared(image: Image.Image, size: int) -> Square:
+    colour = _rgb(ImageOps.exif_transpose(image))
+    side = min(colour.size)
+    left, top = (colour.width - side) // 2, (colour.height - side) // 2
+    colour = colour.crop((left, top, left + side, top + side))
+    if side != size:
+        colour = colour.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(colour)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise PictureError("image mode")
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.clip(np.asarray(image, np.int64) / 257 + 0.5, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
