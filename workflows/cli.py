@@ -12,6 +12,8 @@ import typer
 from workflows.config_commands import config_app
 from workflows.corpus.commands import corpus_app
 from workflows.errors import OneFlowError
+from workflows.stack.commands import stack_app
+from workflows.stack.environment import adopt
 
 app = typer.Typer(
     name="oneflow",
@@ -21,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(stack_app, name="stack")
 app.add_typer(corpus_app, name="corpus")
 
 
@@ -32,12 +35,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "stack":
+        adopt()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "train": "workflows.training.config:TrainConfig",
     "evaluate": "workflows.evaluation.config:EvaluateConfig",
     "demo": "workflows.demo.config:DemoConfig",
+    "stack": "workflows.stack.config:StackConfig",
     "job": "workflows.submit.config:JobConfig",
 }
 """Kind of config -> "module:Class" that validates it, imported when asked for."""
