@@ -2,5 +2,6 @@
 
 from oneflow_core.encoders.identity import EncoderError
 from oneflow_core.encoders.latent import LatentCodec
+from oneflow_core.encoders.understanding import UnderstandingEncoder
 
-__all__ = ["EncoderError", "LatentCodec"]
+__all__ = ["EncoderError", "LatentCodec", "UnderstandingEncoder"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def locate(name_or_path: str | Path, asset: str) -> str:
         return str(name_or_path)
     directory = ASSETS / asset
     if not (directory / "config.json").is_file():
-        raise EncoderError(f"the embedded {asset} is not at {directory}; reinstall oneflow, or name a directory")
+        raise EncoderError(
+            f"the embedded {asset} is not at {directory}; reinstall oneflow, or name a directory"
+        )
     return str(directory)
 
 
@@ -59,6 +62,22 @@ def encoder_id(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
     return f"{name}@{digest.hexdigest()[:12]}"
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers from reporting, at length, the tower that is left out on purpose."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def check_images(images: Any) -> None:
     """Holds that `images` is uint8 [N, H, W, 3] with a non-empty frame.
 
@@ -67,4 +86,6 @@ def check_images(images: Any) -> None:
     """
     shape, dtype = getattr(images, "shape", None), str(getattr(images, "dtype", type(images).__name__))
     if dtype != "uint8" or shape is None or len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
-        raise EncoderError(f"images must be a uint8 array [N, H, W, 3], not {dtype} {shape}; convert to RGB first")
+        raise EncoderError(
+            f"images must be a uint8 array [N, H, W, 3], not {dtype} {shape}; convert to RGB first"
+        )

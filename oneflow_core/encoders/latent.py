@@ -10,7 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oneflow_core.encoders.identity import EncoderError, check_images, encoder_id, locate, read_name, write_name
+from oneflow_core.encoders.identity import (
+    EncoderError,
+    check_images,
+    encoder_id,
+    locate,
+    read_name,
+    write_name,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -81,12 +88,14 @@ class LatentCodec:
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        return self.vae.device
+        device: torch.device = self.vae.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in; `encode` gives float32 whatever this is."""
-        return self.vae.dtype
+        dtype: torch.dtype = self.vae.dtype
+        return dtype
 
     @torch.inference_mode()
     def encode(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
@@ -98,7 +107,9 @@ class LatentCodec:
         check_images(images_NHWC)
         n, height, width, _ = images_NHWC.shape
         if height % self.downsample or width % self.downsample:
-            raise EncoderError(f"{width}x{height} pixels are no multiple of {self.downsample}; resize or pad first")
+            raise EncoderError(
+                f"{width}x{height} pixels are no multiple of {self.downsample}; resize or pad first"
+            )
         out = torch.empty(n, self.channels, height // self.downsample, width // self.downsample)
         for rows in self._chunks(n, height * width):
             pixels = torch.from_numpy(np.ascontiguousarray(images_NHWC[rows])).to(self.device)

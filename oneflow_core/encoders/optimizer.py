@@ -1,4 +1,4 @@
-"""Muon for small convolutional networks: filters as matrices, everything else by AdamW."""
+"""Muon for small networks: weights of linear and convolution layers as matrices, everything else by AdamW."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ RMS = 0.2
 """Root mean square of a step at rate 1, as AdamW's (Liu et al. 2025, "Muon is scalable"): one rate serves both."""
 
 
-class ConvMuon:
-    """Muon with Nesterov momentum on convolution filters taken as [out, in*h*w], AdamW on all other parameters."""
+class LayerMuon:
+    """Muon with Nesterov momentum on weights taken as [out, in*h*w], AdamW on embeddings, norms and biases."""
 
     def __init__(self, model: nn.Module, rate: float, decay: float, momentum: float = 0.9) -> None:
         self.model, self.rate, self.decay, self.momentum = model, rate, decay, momentum
-        self.filters = [p for p in model.parameters() if p.ndim == 4 and p.shape[0] > 8]
+        layers = [
+            m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.weight.shape[0] > 8
+        ]
+        self.filters = [layer.weight for layer in layers]
         chosen = {id(p) for p in self.filters}
         self.speeds = [torch.zeros_like(p) for p in self.filters]
         self.adam = torch.optim.AdamW(
-            [p for p in model.parameters() if id(p) not in chosen], lr=rate, betas=(0.9, 0.99), weight_decay=decay
+            [p for p in model.parameters() if id(p) not in chosen],
+            lr=rate,
+            betas=(0.9, 0.99),
+            weight_decay=decay,
         )
 
     def set_rate(self, rate: float) -> None:
@@ -48,7 +54,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     The rounds run on the small Gram matrix only: with A = X X^T and P a polynomial in A, (P X)(P X)^T = P A P.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalise(matrix.T).T
+        turned: Tensor = orthogonalise(matrix.T).T
+        return turned
     scaled = matrix / (matrix.norm() + 1e-12)
     gram = scaled @ scaled.T
     a, b, c = NEWTON_SCHULZ
@@ -56,4 +63,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         factor = a * identity + b * gram + c * gram @ gram
         total, gram = factor @ total, factor @ gram @ factor
-    return total @ scaled
+    result: Tensor = total @ scaled
+    return result

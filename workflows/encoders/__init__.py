@@ -1,0 +1,1 @@
+"""Making the embedded encoders anew."""
