@@ -53,6 +53,10 @@ class ShardReader:
         """All samples in order."""
         return (self[number] for number in range(len(self)))
 
+    def read_tar(self) -> memoryview:
+        """The whole tar."""
+        return self._bytes.read(0, None)
+
     def close(self) -> None:
         """Let go of the file; arrays already read stay valid."""
         self._bytes.close()

@@ -1,6 +1,6 @@
 """`oneflow corpus`: the commands of the corpus."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,3 +33,58 @@ def synth(
     typer.echo(f"{report.documents} {kind} at {report.url}: {done}")
     if as_json:
         print_json(asdict(report))
+
+
+Stage = Literal["ingest", "encode", "shard"]
+Corpus = Annotated[
+    str, typer.Argument(metavar="URL", help="A version's directory, or shards/NAME for the latest.")
+]
+
+
+@corpus_app.command()
+def build(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (shapes) or a YAML file.")],
+    stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest, encode and shard the sources of a config; what was done before is not done again."""
+    from workflows.config import load
+    from workflows.corpus import build as job
+
+    report = job.run(load("corpus", config, overrides or []), stage)
+    manifest = report.manifest
+    if manifest is not None:
+        what = f"{manifest.totals.samples:,} documents in {len(manifest.shards)} shards"
+        done = f"built in {sum(report.seconds.values()):.1f} s" if report.made else "nothing to do"
+        typer.echo(f"{manifest.name}@{manifest.version}: {what} at {manifest.base}: {done}")
+    if as_json:
+        print_json(report.to_json())
+
+
+@corpus_app.command()
+def verify(
+    url: Corpus,
+    deep: Annotated[bool, typer.Option("--deep", help="Open every sample, check shapes and values.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every shard against the manifest; exit 3 where something does not hold."""
+    from workflows.corpus import verify as job
+
+    report = job.verify(url, deep)
+    typer.echo(f"{report.manifest.base}: {report.samples:,} samples, all as the manifest says")
+    if as_json:
+        print_json(report.to_json())
+
+
+@corpus_app.command()
+def inspect(url: Corpus, as_json: AsJson = False) -> None:
+    """Show what a corpus holds: counts, lengths, licences, and what was refused."""
+    from workflows.corpus import inspection
+
+    found = inspection.inspect(url)
+    typer.echo(inspection.render(found), nl=False)
+    if as_json:
+        print_json(found.to_json())
