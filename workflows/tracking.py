@@ -138,12 +138,13 @@ def flat_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def find_run(uri: str, experiment: str, key: str) -> str | None:
     """Id of the newest run of `experiment` with `key`, or None; raises what the server raises."""
-    client = _client(uri)
+    client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     return _newest(client, found.experiment_id, key) if found else None
 
 
-def _client(uri: str) -> "MlflowClient":
+def client_of(uri: str) -> "MlflowClient":
+    """A client that gives up in time: a server that is away is not waited for."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -160,7 +161,7 @@ def _newest(client: "MlflowClient", experiment_id: str, key: str) -> str | None:
 
 
 def _open(uri: str, spec: RunSpec) -> _Session:
-    client = _client(uri)
+    client = client_of(uri)
     experiment_id = _experiment_id(client, spec.experiment)
     run_id = _newest(client, experiment_id, spec.key)
     if run_id is None:

@@ -185,6 +185,8 @@ class RegistrySettings(Config):
     """Understanding encoder to ship; must be the one whose features the corpus holds."""
     image_size: int = Field(64, ge=1)
     """Side of generated images in pixels."""
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of the sampler that go with the model, e.g. {steps: 24, image_guidance: 2.0}."""
 
 
 class TrackingSettings(Config):

@@ -12,13 +12,15 @@ from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.document import Document, ImageSegment, TextSegment
+from oneflow_core.encoders.latent import LatentCodec
+from oneflow_core.encoders.understanding import UnderstandingEncoder
 from workflows.training.config import TrainConfig
 
-CHANNELS, SIDE, FEATURES = 4, 4, 8
+SIDE = 4
 COLOURS = ("red", "green", "blue", "yellow")
 
 
-def sample(number: int) -> Sample:
+def sample(number: int, channels: int, features: int) -> Sample:
     """An image of one of four patterns with its caption; every fifth document is text alone."""
     rng = np.random.default_rng(number)
     colour = number % len(COLOURS)
@@ -27,18 +29,21 @@ def sample(number: int) -> Sample:
         return Sample(Document(f"doc-{number}", "test", "CC0-1.0", (text,)))
     digest = hashlib.sha256(f"{number}".encode()).hexdigest()
     document = Document(f"doc-{number}", "test", "CC0-1.0", (text, ImageSegment(digest, 8, 8)))
-    latent = np.zeros((CHANNELS, SIDE, SIDE), np.float16)
+    latent = np.zeros((channels, SIDE, SIDE), np.float16)
     latent[colour] = 1 + 0.1 * rng.standard_normal((SIDE, SIDE))
-    features = np.full((4, FEATURES), colour, np.float16)
-    return Sample(document, (latent,), (features,))
+    return Sample(document, (latent,), (np.full((4, features), colour, np.float16),))
 
 
-def write_corpus(base: Path, shards: int = 3, samples: int = 60) -> Manifest:
-    """A corpus of `shards * samples` documents with its manifest in `base`."""
+def write_corpus(base: Path, shards: int = 3, samples: int = 60, *, real: bool = False) -> Manifest:
+    """A corpus of `shards * samples` documents in `base`; `real` gives it the embedded encoders' ids and widths."""
     base.mkdir(parents=True)
+    codec, encoder, channels, features = ("codec@0", "encoder@0", 4, 8)
+    if real:
+        ours, theirs = LatentCodec.from_pretrained(), UnderstandingEncoder.from_pretrained()
+        codec, encoder, channels, features = ours.id, theirs.id, ours.channels, theirs.dim
     entries = []
     for index in range(shards):
-        held = [sample(index * samples + i) for i in range(samples)]
+        held = [sample(index * samples + i, channels, features) for i in range(samples)]
         shard = write_shard(held)
         name, offsets = f"shard-{index:06d}.tar", shard.index.to_bytes()
         (base / name).write_bytes(shard.data)
@@ -49,8 +54,8 @@ def write_corpus(base: Path, shards: int = 3, samples: int = 60) -> Manifest:
     count = shards * samples
     created = {"package": "oneflow 0", "git_commit": "none", "config_digest": "0" * 64}
     manifest = Manifest(
-        "tiny", "0" * 12, created, (), "codec@0", "encoder@0",
-        (CHANNELS, SIDE, SIDE), (4, FEATURES), tuple(entries), Totals.of(tuple(entries)),
+        "tiny", "0" * 12, created, (), codec, encoder,
+        (channels, SIDE, SIDE), (4, features), tuple(entries), Totals.of(tuple(entries)),
         {"CC0-1.0": count}, {"test": Account(count, count)}, base=str(base),
     )  # fmt: skip
     (base / "manifest.json").write_bytes(manifest.to_bytes())

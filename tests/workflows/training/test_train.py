@@ -1,0 +1,145 @@
+"""Training under Ray: a killed worker is replaced, the same MLflow run goes on, and the result is registered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from oneflow_core.pipeline import OneFlowPipeline
+from tests.workflows.training.corpus import tiny_config, write_corpus
+from workflows.errors import OneFlowError, UsageError
+from workflows.training import models
+from workflows.training.train import run
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        log_to_driver=False,
+        _temp_dir=f"/tmp/of-train-{os.getpid()}",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{directory}/mlflow.db"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", uri)
+    patch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "")
+    patch.chdir(directory)
+    yield uri
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("corpus") / "tiny"
+    write_corpus(base, real=True)
+    return base
+
+
+def kill_one_worker(root: Path, killed: list[int]) -> None:
+    """SIGKILL to a training worker once a checkpoint is committed."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(root.glob("*/commits/*.json")):
+            for process in psutil.process_iter(["cmdline"]):
+                if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+        time.sleep(0.02)
+
+
+def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
+    ray_here: None, tracking: str, corpus: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    config = tiny_config(
+        corpus,
+        tmp_path / "checkpoints",
+        budget__steps=60,
+        checkpoint__every_steps=10,
+        watch__heldout_every=20,
+        watch__prompts=["a red thing"],
+        watch__captions=1,
+        watch__sampler_steps=4,
+        watch__sample_every=40,
+        registry__name="tiny",
+        tracking__experiment="tiny",
+    )
+    killed: list[int] = []
+    said: list[str] = []
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "checkpoints", killed))
+    killer.start()
+    report = run(config, say=said.append)
+    killer.join()
+
+    assert killed
+    assert report.step == 60
+    assert report.model and report.model.uri == "models:/tiny@candidate"
+    client = MlflowClient(tracking)
+    assert report.run_id
+    mlflow_run = client.get_run(report.run_id)
+    assert mlflow_run.data.tags["oneflow.attempt"] == "2"
+    assert mlflow_run.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(report.run_id, "train/loss")]
+    assert steps == list(range(2, 61, 2))
+    assert [i.dataset.digest for i in mlflow_run.inputs.dataset_inputs] == ["0" * 12]
+    assert {a.path for a in client.list_artifacts(report.run_id)} >= {"images", "traces", "config.json"}
+
+    pipeline = OneFlowPipeline.from_pretrained(report.model.uri)
+    assert pipeline.identity["run_id"] == report.run_id
+    [row] = models.listed()
+    assert (row["name"], row["aliases"], row["run_id"]) == ("tiny", ["candidate"], report.run_id)
+    assert models.promoted("models:/tiny@candidate", "champion")["before"] is None
+    line = models.traced("models:/tiny@champion")
+    assert line["corpora"][0]["version"] == "0" * 12
+
+    begun = time.monotonic()
+    again = run(config, say=said.append)
+    assert "nothing is left to train" in said[-2]
+    assert again.model == report.model
+    assert time.monotonic() - begun < 30
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(OneFlowError, match="neither manifest.json nor latest is there"):
+        run(tiny_config(tmp_path / "nowhere", tmp_path))
+    with pytest.raises(UsageError, match="model.dims.widht: no such field"):
+        run(tiny_config(corpus, tmp_path, model__dims={"widht": 3}))
+    with pytest.raises(UsageError, match="heads must divide width"):
+        run(tiny_config(corpus, tmp_path, model__dims={"width": 30}))
+
+
+def test_the_preset_is_valid_and_the_key_knows_what_makes_a_run(corpus: Path, tmp_path: Path) -> None:
+    from workflows.config import load
+    from workflows.training.materials import gather
+
+    assert load("train", "shapes-nano").name == "shapes-nano"
+    config = tiny_config(corpus, tmp_path)
+    key = gather(config).run_key
+    same = {"compute__workers": 1, "checkpoint__every_steps": 7, "watch__log_every": 3, "data__read_ahead": 0}
+    for change, value in same.items():
+        assert gather(tiny_config(corpus, tmp_path, **{change: value})).run_key == key
+    for change, value in {"seed": 1, "optimiser__lr": 1e-4, "data__tokens": 128, "budget__steps": 9}.items():
+        assert gather(tiny_config(corpus, tmp_path, **{change: value})).run_key != key

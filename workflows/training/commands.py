@@ -1,0 +1,93 @@
+"""`oneflow train` and `oneflow models`."""
+
+from typing import Annotated
+
+import typer
+
+from workflows.output import AsJson, print_json
+
+models_app = typer.Typer(
+    help="Registered models: list, promote, follow back to what they came from.", no_args_is_help=True
+)
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="Preset or YAML file of kind train.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key; repeatable.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Continue this MLflow run, even with another config.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on a sharded corpus, and register the best weights as models:/NAME@candidate.
+
+    The same command again continues the same run; when it has ended, nothing is left to do.
+    """
+    from dataclasses import asdict
+
+    from workflows.config import load
+    from workflows.training.train import run
+
+    report = run(load("train", config, overrides or []), resume=resume)
+    loss = "" if report.best_loss is None else f", held-out loss {report.best_loss:.4f}"
+    typer.echo(f"{report.step} steps in {report.elapsed_s:.0f} s; best after {report.best_step}{loss}")
+    if report.model:
+        typer.echo(f"registered: {report.model.uri} (version {report.model.version})")
+    if as_json:
+        print_json(asdict(report))
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Every registered model with its versions and aliases."""
+    from workflows.training.models import listed
+
+    rows = listed()
+    for row in rows:
+        aliases = ", ".join(f"@{alias}" for alias in row["aliases"])
+        typer.echo(
+            f"{row['name']} {row['version']} {aliases} corpus {row['corpus_version']} run {row['run_id']}"
+        )
+    if not rows:
+        typer.echo("no model is registered yet; oneflow train registers one")
+    if as_json:
+        print_json({"models": rows})
+
+
+@models_app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    alias: Annotated[str, typer.Option(help="Alias that it gets.")] = "champion",
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a version. The gate of oneflow evaluate does this after its checks; this does it without."""
+    from workflows.training.models import promoted
+
+    done = promoted(model, alias)
+    typer.echo(f"{done['uri']} is version {done['version']} (was {done['before'] or 'none'})")
+    if as_json:
+        print_json(done)
+
+
+@models_app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    as_json: AsJson = False,
+) -> None:
+    """From a model back to its run, its corpora and the files that they were made from."""
+    from workflows.training.models import traced
+
+    line = traced(model)
+    run = line["run"]
+    typer.echo(
+        f"model   {line['name']} version {line['version']}, weights sha256 {line['weights_sha256'][:12]}"
+    )
+    typer.echo(f"run     {run['id']} ({run['name']}), commit {line['git_commit'][:12]}")
+    for corpus in line["corpora"]:
+        typer.echo(f"corpus  {corpus['name']}@{corpus['version']} {corpus['url']}")
+        for source in corpus["inputs"]:
+            typer.echo(f"input   {source['source']} {source['url']} sha256 {source['sha256'][:12]}")
+    if as_json:
+        print_json(line)
