@@ -67,10 +67,16 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
 
 
 def exists(url: str) -> bool:
-    """Whether an object or a non-empty prefix is at `url`; a bucket that does not exist is an answer (False)."""
+    """Whether an object is at `url`, or below it; a bucket that does not exist is an answer (False)."""
     filesystem, path = open_fs(url)
     with explained(url):
-        return bool(filesystem.exists(path))
+        try:
+            if filesystem.info(path)["type"] == "file":
+                return True
+        except FileNotFoundError:
+            return False
+        # Some stores keep a prefix when the last object below it is gone.
+        return any(files for _, _, files in filesystem.walk(path))
 
 
 def size(url: str) -> int:

@@ -21,6 +21,8 @@ class S3Config(Config):
 class MlflowConfig(Config):
     """The tracking server with the model registry."""
 
+    enabled: bool = True
+    """Whether `up` starts one; without it set MLFLOW_TRACKING_URI to yours."""
     port: int | None = Port
     """Port on loopback; a free one where not given."""
     backend_store_uri: str | None = None

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from workflows.errors import OneFlowError
 from workflows.stack.ports import LOOPBACK
-from workflows.stack.services import Context, client_environment
+from workflows.stack.services import Context, client_environment, ray_token_environment
 from workflows.stack.state import StateDirectory
 
 FILE = "environment.json"
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 
 
-def write(directory: StateDirectory, context: Context, *, with_ray: bool) -> None:
+def write(directory: StateDirectory, context: Context) -> None:
     """Keep the environment of a stack that is up."""
     values = client_environment(context)
-    if with_ray:
+    if context.config.ray.enabled:
+        values |= ray_token_environment(context)
         values["RAY_ADDRESS"] = f"{LOOPBACK}:{context.ports['ray']}"
     directory.write_private(FILE, json.dumps(values, indent=2))
 

@@ -66,7 +66,7 @@ def up(
         except BaseException:
             _stop_all(directory, state, begun)
             raise
-        environment.write(directory, context, with_ray=config.ray.enabled)
+        environment.write(directory, context)
     return status(state_dir)
 
 
@@ -85,8 +85,7 @@ def down(state_dir: Path | None = None, *, purge: bool = False) -> list[str]:
         _stop_all(directory, state, list(state.services))
         for service in _ALL:
             sweep(_marker(directory, service.name))
-        for socket in directory.run_directory.glob("*.sock"):
-            socket.unlink(missing_ok=True)
+        _remove_sockets(directory, state)
     if purge:
         shutil.rmtree(directory.path)
         shutil.rmtree(directory.run_directory, ignore_errors=True)
@@ -207,6 +206,15 @@ def _stop_all(directory: StateDirectory, state: State, names: list[str]) -> None
         with ThreadPoolExecutor(len(records)) as pool:
             list(pool.map(stop, records))
     directory.save(state)
+
+
+def _remove_sockets(directory: StateDirectory, state: State) -> None:
+    """SeaweedFS leaves its sockets in the temporary directory, named by port."""
+    numbers = {number + offset for number in state.ports.values() for offset in (0, ports.GRPC_OFFSET)}
+    found = [*directory.run_directory.glob("*.sock"), *Path("/tmp").glob("seaweedfs-*.sock")]
+    for socket in found:
+        if socket.parent == directory.run_directory or socket.stem.rpartition("-")[2] in map(str, numbers):
+            socket.unlink(missing_ok=True)
 
 
 def _status_of(service: Service, directory: StateDirectory, state: State) -> ServiceStatus:

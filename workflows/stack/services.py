@@ -168,7 +168,8 @@ class Ray:
         if config.num_gpus is not None:
             options["num-gpus"] = config.num_gpus
         argv = [_program("ray", "ray[default]"), "start", "--head", "--block", "--disable-usage-stats"]
-        env = client_environment(context) | {
+        env = client_environment(context) | ray_token_environment(context)
+        env |= {
             "DASHBOARD_METRIC_PORT": str(context.ports["ray_metrics"]),
             "AUTOSCALER_METRIC_PORT": str(context.ports["ray_autoscaler_metrics"]),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -191,26 +192,36 @@ class Ray:
 
 def services(config: StackConfig) -> list[Service]:
     """The services that `config` asks for."""
-    return [S3(), Mlflow(), Ray()] if config.ray.enabled else [S3(), Mlflow()]
+    wanted: list[Service] = [S3()]
+    if config.mlflow.enabled:
+        wanted.append(Mlflow())
+    if config.ray.enabled:
+        wanted.append(Ray())
+    return wanted
 
 
 def client_environment(context: Context) -> dict[str, str]:
-    """Environment by which a program on this machine uses the stack (all but RAY_ADDRESS)."""
-    return {
+    """Environment by which a program on this machine uses the services, wherever it runs."""
+    values = {
         "AWS_ENDPOINT_URL": context.url("s3"),
         "AWS_ACCESS_KEY_ID": context.credentials.access_key,
         "AWS_SECRET_ACCESS_KEY": context.credentials.secret_key,
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "MLFLOW_TRACKING_URI": context.url("mlflow"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GIT_PYTHON_REFRESH": "quiet",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": context.credentials.ray_token,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(context.config.ray.train_poll_s),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if context.config.mlflow.enabled:
+        values["MLFLOW_TRACKING_URI"] = context.url("mlflow")
+    return values
+
+
+def ray_token_environment(context: Context) -> dict[str, str]:
+    """What Ray's servers and clients share: without its token nobody runs code on it."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": context.credentials.ray_token}
 
 
 def http_get(url: str, token: str | None = None, timeout_s: float = 5.0) -> Any:

@@ -1,0 +1,47 @@
+"""What every test may use: `stack` is a real S3 server and a real MLflow server, started once a session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A stack that the developer runs in this checkout is none of the tests' business.
+os.environ["ONEFLOW_HOME"] = tempfile.mkdtemp(prefix="oneflow-home-")
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """The stack of this test session; its environment is in `os.environ`."""
+
+    state_dir: Path
+    env: dict[str, str]
+    bucket: str = "oneflow"
+
+    def url(self, name: str) -> str:
+        """An S3 URL of its own for a test."""
+        return f"s3://{self.bucket}/{name}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["ONEFLOW_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[RunningStack]:
+    """S3 and MLflow (no Ray), ready; AWS_* and MLFLOW_TRACKING_URI are set for the rest of the session."""
+    from workflows.stack import StackConfig, connect, down, up
+    from workflows.stack.config import RayConfig
+
+    state_dir = Path(os.environ["ONEFLOW_HOME"]) / "stack"
+    up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), state_dir)
+    yield RunningStack(state_dir, connect(state_dir))
+    down(state_dir, purge=True)
