@@ -18,7 +18,7 @@ from oneflow_core.tokenizer import Tokenizer
 
 @cache
 def tiny_parts(seed: int = 0) -> ModelParts:
-    """The embedded tokenizer, random encoders, and a random network that is shaken so that it says something."""
+    """The embedded tokenizer, random encoders, and a random network that is shaken so that it speaks."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_pretrained("embedded")
     codec = LatentCodec(new_vae((8, 8, 8, 8), 4), "tiny-vae")
@@ -47,4 +47,5 @@ def tiny_parts(seed: int = 0) -> ModelParts:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        model.heads.count.bias[0] = 0.3
     return ModelParts(model, tokenizer, codec, encoder, 64, {"steps": 6}, {"run_id": "run-1"})

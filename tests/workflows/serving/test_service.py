@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneflow_core.pipeline import OneFlowPipeline
+from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from tests.tiny import tiny_parts
 from workflows.errors import OneFlowError, Refused
 from workflows.serving.service import Address, free_port, serving
@@ -64,75 +64,35 @@ def ask(url: str, body: Any) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
-def picture() -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (90, 60), (200, 30, 10)).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def pixels(segment: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(segment["data"]))), int)
 
 
 TEXT = {"type": "text", "text": "a red circle"}
-REQUESTS = [
-    {"segments": [TEXT], "target": "image", "seed": 5},
-    {"segments": [{"type": "image", "data": picture()}], "target": "text", "seed": 6, "trace": True},
-    {"segments": [TEXT], "target": "document", "seed": 7, "steps": 9},
-    {"segments": [], "target": "image", "seed": 8, "guidance": 1.0},
-]
-
-
-def test_an_image_comes_with_the_model_that_made_it(url: str, model: Path) -> None:
-    status, answer = ask(url, REQUESTS[0])
-    assert status == 200
-    (segment,) = answer["segments"]
-    assert (segment["type"], segment["width"], segment["height"]) == ("image", 64, 64)
-    assert pixels(segment).shape == (64, 64, 3)
-    assert answer["trace"] is None
-    assert answer["model"]["name"] == str(model)
-    assert answer["model"]["run_id"] == "run-1"
-    assert answer["seconds"] > 0
+IMAGE = {"segments": [TEXT], "target": "image", "seed": 5}
+STORY = {"segments": [TEXT], "target": "document", "seed": 7, "steps": 9, "trace": True}
 
 
 def test_the_server_makes_what_the_pipeline_makes(url: str, model: Path) -> None:
-    from oneflow_core.pipeline import Prompt
-
     (document,) = OneFlowPipeline.from_pretrained(model)([Prompt(("a red circle",))], seeds=[5])
-    _, answer = ask(url, REQUESTS[0])
-    assert np.abs(pixels(answer["segments"][0]) - np.asarray(document.images[0], int)).max() <= 1
-
-
-def test_a_text_comes_with_its_trace(url: str) -> None:
-    status, answer = ask(url, REQUESTS[1])
+    status, answer = ask(url, IMAGE)
     assert status == 200
-    text = "".join(s["text"] for s in answer["segments"])
-    assert text and "".join(i["text"] for i in answer["trace"]["insertions"]) == text
+    assert np.abs(pixels(answer["segments"][0]) - np.asarray(document.images[0], int)).max() <= 1
+    assert (answer["model"]["name"], answer["model"]["run_id"]) == (str(model), "run-1")
 
 
-def test_requests_share_a_batch_and_do_not_notice(url: str) -> None:
-    alone = [ask(url, r) for r in REQUESTS]
+def test_requests_that_wait_together_are_computed_together(url: str) -> None:
+    alone = [ask(url, r)[1] for r in (IMAGE, STORY)]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda r: ask(url, r), REQUESTS * 3))
-    for (_, one), (status, other) in zip(alone * 3, together, strict=True):
+        together = list(pool.map(lambda r: ask(url, r), [IMAGE, STORY] * 6))
+    for (status, answer), one in zip(together, alone * 6, strict=True):
         assert status == 200
-        for a, b in zip(one["segments"], other["segments"], strict=True):
-            if a["type"] == "text":
-                assert a == b
-            else:
-                assert np.abs(pixels(a) - pixels(b)).max() <= 1
+        assert answer["trace"] == one["trace"]
     metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
     rows = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
-    requests, batches = float(rows["oneflow_batch_requests_sum"]), float(rows["oneflow_batch_requests_count"])
-    assert float(rows['oneflow_requests_total{status="200"}']) == requests > batches
-    assert float(rows["oneflow_waiting"]) == 0
-
-
-def test_without_a_seed_one_is_drawn_and_told(url: str) -> None:
-    (_, first), (_, second) = (ask(url, {"segments": [TEXT]}) for _ in range(2))
-    assert first["seed"] != second["seed"]
-    _, again = ask(url, {"segments": [TEXT], "seed": first["seed"]})
-    assert again["segments"] == first["segments"]
+    requests = float(rows["oneflow_batch_requests_sum"])
+    assert float(rows['oneflow_requests_total{status="200"}']) == requests
+    assert requests > float(rows["oneflow_batch_requests_count"])
 
 
 @pytest.mark.parametrize(
@@ -141,11 +101,9 @@ def test_without_a_seed_one_is_drawn_and_told(url: str) -> None:
         (b"", 400),
         (b"\x00\xff", 400),
         ({"segments": [{"type": "image", "data": "/etc/passwd"}]}, 422),
-        ({"segments": [{"type": "image", "data": base64.b64encode(b"text").decode()}]}, 422),
         ({"segments": [{"type": "image", "url": "file:///etc/passwd"}]}, 422),
         ({"segments": [{"type": "text", "text": "x" * 5000}]}, 413),
         ({"steps": 10**12}, 422),
-        ({"temperature": "hot"}, 422),
         (b" " * ((16 << 20) + 1), 413),
     ],
 )
@@ -184,7 +142,7 @@ def test_it_listens_on_loopback_only(url: str) -> None:
 def test_a_second_server_is_refused_while_one_runs(url: str, model: Path) -> None:
     with pytest.raises(Refused, match="runs on this cluster already"), serving(str(model)):
         pass
-    assert ask(url, REQUESTS[0])[0] == 200
+    assert ask(url, IMAGE)[0] == 200
 
 
 @pytest.fixture(scope="module")
