@@ -45,3 +45,17 @@ def stack() -> Iterator[RunningStack]:
     up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), state_dir)
     yield RunningStack(state_dir, connect(state_dir))
     down(state_dir, purge=True)
+
+
+@pytest.fixture(scope="module")
+def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
+    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module."""
+    from workflows.stack import StackConfig, connect, up
+    from workflows.stack.config import RayConfig
+
+    up(StackConfig(ray=RayConfig(num_cpus=2, object_store_mb=300), min_free_mb=0), stack.state_dir)
+    before = dict(os.environ)
+    yield RunningStack(stack.state_dir, connect(stack.state_dir))
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), stack.state_dir)

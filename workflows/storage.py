@@ -146,11 +146,10 @@ def _match(pattern: str) -> list[str]:
     filesystem, path = open_fs(pattern)
     with explained(pattern):
         if not any(wild in path for wild in "*?"):
-            found = filesystem.find(path)
+            entries = filesystem.find(path, detail=True)
         else:
-            found = [
-                name for name, info in filesystem.glob(path, detail=True).items() if info["type"] == "file"
-            ]
+            entries = filesystem.glob(path, detail=True)
+        found = [name for name, info in entries.items() if info["type"] == "file"]
         if not found and pattern.startswith("s3://"):
             filesystem.ls(path.split("/")[0])
         return [_with_protocol(pattern, filesystem, name) for name in found]
