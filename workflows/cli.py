@@ -13,6 +13,7 @@ from workflows.config_commands import config_app
 from workflows.corpus.commands import corpus_app
 from workflows.encoders.commands import encoders_app
 from workflows.errors import OneFlowError
+from workflows.evaluation.commands import evaluate
 from workflows.stack.commands import stack_app
 from workflows.stack.environment import adopt
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(config_app, name="config")
 app.add_typer(stack_app, name="stack")
 app.add_typer(corpus_app, name="corpus")
+app.command()(evaluate)
 app.add_typer(encoders_app, name="encoders")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 Asked = TypeVar("Asked")
 Made = TypeVar("Made")
+Scores = Mapping[str, float]
+"""Scores of one item by name; a score that does not apply to it is absent."""
 
 
 def derangement(count: int, rng: np.random.Generator) -> list[int]:
@@ -29,25 +32,32 @@ def derangement(count: int, rng: np.random.Generator) -> list[int]:
 def shuffled(
     asked: Sequence[Asked],
     made: Sequence[Made],
-    score: Callable[[Asked, Made], float],
+    score: Callable[[Asked, Made], Scores],
     rng: np.random.Generator,
     rounds: int = 5,
-) -> float:
-    """Mean score when what was made for one item is held against another; NaN for fewer than two items."""
+) -> dict[str, float]:
+    """Mean scores when what was made for one item is held against another; none for fewer than two items."""
     if len(asked) < 2:
-        return float("nan")
+        return {}
     orders = [derangement(len(asked), rng) for _ in range(rounds)]
-    return float(np.mean([score(a, made[i]) for order in orders for a, i in zip(asked, order, strict=True)]))
+    return _means(score(a, made[i]) for order in orders for a, i in zip(asked, order, strict=True))
 
 
 def chance(
     asked: Sequence[Asked],
     draw: Callable[[Asked, np.random.Generator], Made],
-    score: Callable[[Asked, Made], float],
+    score: Callable[[Asked, Made], Scores],
     rng: np.random.Generator,
-    rounds: int = 20,
-) -> float:
-    """Mean score of `draw`, which makes something well-formed without looking at what was asked; NaN for none."""
-    if not asked:
-        return float("nan")
-    return float(np.mean([score(a, draw(a, rng)) for _ in range(rounds) for a in asked]))
+    rounds: int = 5,
+) -> dict[str, float]:
+    """Mean scores of `draw`, which makes something well-formed without looking at what was asked."""
+    return _means(score(a, draw(a, rng)) for _ in range(rounds) for a in asked)
+
+
+def _means(scores: Iterable[Scores]) -> dict[str, float]:
+    """Means by name, each over the items that have the score."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for one in scores:
+        for name, value in one.items():
+            values[name].append(value)
+    return {name: float(np.mean(found)) for name, found in values.items()}

@@ -121,7 +121,8 @@ def _templates() -> tuple[list[tuple[str, str, str]], NDArray[np.float32]]:
         for name in product(SHAPES, COLOURS, SIZES):
             sharp = patch(*name).astype(np.float32) - np.array(BACKGROUND, np.float32)
             names.append(name)
-            rows.append(np.einsum("yi,xj,ijc->yxc", smooth, smooth, sharp).ravel())
+            down = np.tensordot(smooth, sharp, 1)
+            rows.append(np.moveaxis(np.tensordot(smooth, down, (1, 1)), 0, 1).ravel())
     return names, np.stack(rows).astype(np.float32)
 
 

@@ -65,11 +65,10 @@ def test_shuffling_tells_a_reader_from_one_who_guesses() -> None:
     rng = np.random.default_rng(0)
     truths = [str(i % 4) for i in range(200)]
 
-    def right(a: str, b: str) -> float:
-        return float(a == b)
+    def score(a: str, b: str) -> dict[str, float]:
+        return {"right": float(a == b)} | ({"zero": float(b == "0")} if a == "0" else {})
 
-    assert abs(shuffled(truths, truths, right, rng) - 49 / 199) < 0.05
-    assert abs(chance(truths, lambda _, r: str(r.integers(4)), right, rng) - 0.25) < 0.03
-    assert math.isnan(shuffled(["a"], ["a"], right, rng)) and math.isnan(
-        chance([], lambda _, r: "", right, rng)
-    )
+    found = shuffled(truths, truths, score, rng)
+    assert abs(found["right"] - 49 / 199) < 0.05 and abs(found["zero"] - 49 / 199) < 0.1
+    assert abs(chance(truths, lambda _, r: str(r.integers(4)), score, rng)["right"] - 0.25) < 0.05
+    assert shuffled(["0"], ["0"], score, rng) == {} == chance([], lambda _, r: "", score, rng)

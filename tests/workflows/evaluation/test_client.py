@@ -1,0 +1,115 @@
+"""The client against a real HTTP server: what is sent, what is tried again, what is recorded as failed."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from workflows.errors import OneFlowError
+from workflows.evaluation.client import ask_all, identity
+from workflows.evaluation.config import RequestsConfig, SamplingConfig
+from workflows.evaluation.item import Item
+
+from .oracle import deployment
+
+RED = Item("a", "t2i/single", "heldout_random", ("a red circle",), "image", 5, "a red circle", max_images=1)
+QUICK = RequestsConfig(concurrency=4, attempts=3, timeout_s=5)
+
+
+def test_the_body_says_what_was_configured() -> None:
+    config = RequestsConfig(image=SamplingConfig(steps=7, guidance=1.5))
+    with deployment() as server:
+        (output,) = ask_all(server.url, [RED], config)
+        assert server.bodies == [
+            {
+                "segments": [{"type": "text", "text": "a red circle"}],
+                "target": "image",
+                "seed": 5,
+                "steps": 7,
+                "guidance": 1.5,
+                "max_images": 1,
+            }
+        ]
+    assert output.error == "" and len(output.images) == 1 and output.text == "" and output.attempts == 1
+    assert output.model["name"] == "oracle"
+
+
+def test_the_body_is_what_the_service_accepts() -> None:
+    import json
+
+    from workflows.evaluation.client import request_body
+    from workflows.serving.wire import Limits, parse
+
+    picture = Item(
+        "b", "vqa", "heldout_random", (b"\x89PNG", "What colour is the ring?"), "text", 2**31, "red"
+    )
+    for item in (RED, picture):
+        request = parse(json.dumps(request_body(item, QUICK)).encode(), Limits())
+        assert request.target == item.target and request.seed == item.seed
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status: int) -> None:
+    with deployment() as server:
+        server.troubles = [(status, b"busy")] * 2
+        (output,) = ask_all(server.url, [RED], QUICK)
+    assert output.error == "" and output.attempts == 3
+
+
+def test_tries_end() -> None:
+    with deployment() as server:
+        server.troubles = [(503, b"busy")] * 9
+        (output,) = ask_all(server.url, [RED], QUICK)
+    assert output.error == "HTTP 503: busy" and output.attempts == 3 and output.parts == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (422, b"no such field", "HTTP 422: no such field"),
+        (200, b"<html>", "no JSON"),
+        (200, b"[]", "no JSON object"),
+        (200, b"{}", "segments cannot be read: KeyError"),
+        (200, b'{"segments": [{"type": "image", "data": "!!"}]}', "segments cannot be read: Error"),
+        (200, b'{"segments": [{"type": "image"}]}', "segments cannot be read: KeyError"),
+    ],
+)
+def test_what_cannot_pass_is_recorded_at_once(status: int, body: bytes, reason: str) -> None:
+    with deployment() as server:
+        server.troubles = [(status, body)]
+        outputs = ask_all(server.url, [RED, RED], RequestsConfig(concurrency=1, attempts=3))
+    assert reason in outputs[0].error and outputs[0].attempts == 1
+    assert outputs[1].error == "", "one failure must not touch another item"
+
+
+def test_many_at_once_come_back_in_order() -> None:
+    colours = ["red", "green", "blue", "yellow", "pink", "black"] * 10
+    items = [
+        Item(str(i), "t2i/single", "heldout_random", (f"a {c} circle",), "image", i, f"a {c} circle")
+        for i, c in enumerate(colours)
+    ]
+    seen: list[int] = []
+    with deployment() as server:
+        outputs = ask_all(server.url, items, RequestsConfig(concurrency=16), seen.append)
+    by_colour = {c: {o.images for o, k in zip(outputs, colours, strict=True) if k == c} for c in set(colours)}
+    assert all(len(images) == 1 for images in by_colour.values()) and len(set.union(*by_colour.values())) == 6
+    assert seen == list(range(1, 61))
+
+
+def test_a_silent_server_is_given_up() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
+        (output,) = ask_all(url, [RED], RequestsConfig(attempts=1, timeout_s=0.3))
+        assert "timed out" in output.error and time.monotonic() - started < 5
+    assert threading.active_count() < 50
+
+
+def test_no_deployment_is_an_error_that_says_so() -> None:
+    with pytest.raises(OneFlowError, match="no deployment answers"):
+        identity("http://127.0.0.1:9")
+    with deployment("shapes", "3", "run") as server:
+        assert identity(server.url) == {"name": "shapes", "version": "3", "run_id": "run"}

@@ -1,0 +1,103 @@
+"""How a model is evaluated, and what it must reach."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from workflows.config import Config
+
+
+class ItemsConfig(Config):
+    """How many items of the random hold-out a task has; every task has them for the other splits too."""
+
+    t2i_single: int = Field(default=100, ge=0)
+    """Prompts of one object, to be drawn."""
+    t2i_multi: int = Field(default=60, ge=0)
+    """Prompts of two to four objects, to be drawn."""
+    caption_single: int = Field(default=100, ge=0)
+    """Pictures of one object, to be described."""
+    caption_multi: int = Field(default=60, ge=0)
+    """Pictures of two to four objects, to be described."""
+    vqa: int = Field(default=100, ge=0)
+    """Questions about pictures."""
+    story: int = Field(default=20, ge=0)
+    """First texts of stories, to be told on with pictures."""
+    combinations: float = Field(default=0.5, ge=0, le=1)
+    """Items of each held-out combination split, as a share of the above."""
+    no_prompt: int = Field(default=32, ge=0)
+    """Items a task that are asked a second time without the prompt, as a control."""
+
+
+class SamplingConfig(Config):
+    """How a generation is run; null takes the model's own default."""
+
+    steps: int | None = Field(default=None, ge=1, le=200)
+    """Steps of the sampler."""
+    guidance: float | None = Field(default=None, ge=0, le=20)
+    """Classifier-free guidance."""
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    """Of the token distribution."""
+
+
+class RequestsConfig(Config):
+    """How the deployment is driven."""
+
+    concurrency: int = Field(default=32, ge=1, le=256)
+    """Requests under way at once."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Seconds that one try may take."""
+    attempts: int = Field(default=4, ge=1)
+    """Tries of an item before it is recorded as failed."""
+    image: SamplingConfig = SamplingConfig()
+    text: SamplingConfig = SamplingConfig()
+    document: SamplingConfig = SamplingConfig()
+
+
+class ReplicasConfig(Config):
+    """The deployment that is started where no URL is given."""
+
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    """Cores, and threads, of a replica."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of a replica."""
+
+
+class Threshold(Config):
+    """What one figure must reach."""
+
+    metric: str
+    """Name of the figure, e.g. t2i/single/colour."""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"the threshold of {self.metric} has no bound: give at_least or at_most")
+        return self
+
+
+class GateConfig(Config):
+    """When a model version becomes the champion: every threshold holds, and nothing got worse."""
+
+    alias: str = "champion"
+    """Alias that moves to the version."""
+    thresholds: list[Threshold] = Field(min_length=1)
+    no_regression: list[str] = []
+    """Figures, larger is better, that may not fall behind the present champion's on the same items."""
+    tolerance: float = Field(default=0.02, ge=0)
+    """How far they may fall behind, for noise."""
+
+
+class EvaluateConfig(Config):
+    """A suite with its items, how they are asked, and the gate."""
+
+    suite: Literal["shapes"] = "shapes"
+    seed: int = Field(default=0, ge=0)
+    """Decides items and the generations' seeds."""
+    items: ItemsConfig = ItemsConfig()
+    requests: RequestsConfig = RequestsConfig()
+    serve: ReplicasConfig = ReplicasConfig()
+    gate: GateConfig | None = None
+    """Null judges nothing and moves no alias."""
