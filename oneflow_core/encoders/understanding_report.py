@@ -19,7 +19,7 @@ HELDOUT: tuple[Split, ...] = ("heldout_random", "heldout_pair", "heldout_triple"
 
 
 def measure_understanding_encoder(
-    encoder: UnderstandingEncoder, *, train: int = 4000, test: int = 600, gallery: int = 256
+    encoder: UnderstandingEncoder, test: int = 600, *, train: int = 4000, gallery: int = 256
 ) -> dict[str, dict[str, float]]:
     """Shares right, from 0 to 1: `probe` by linear readings of the patch features, `retrieval` by `score`."""
     rng = np.random.default_rng(30_000)

@@ -11,6 +11,9 @@ from workflows.output import AsJson, print_json
 encoders_app = typer.Typer(help="Make and measure the small image encoders.", no_args_is_help=True)
 
 
+Pictures = Annotated[int, typer.Option(min=3, help="Held-out pictures of each kind to measure on.")]
+
+
 class Encoder(StrEnum):
     """Which of the two embedded encoders."""
 
@@ -27,13 +30,16 @@ def fit(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; the recipe's where not given.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="End no later than this.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    pictures: Pictures = 510,
     as_json: AsJson = False,
 ) -> None:
     """Fit an encoder from scratch by the recipe of the embedded one, and measure it on what it never saw."""
     from workflows.encoders.fit import fit_encoder
 
     given = {k: v for k, v in (("steps", steps), ("minutes", minutes)) if v is not None}
-    report = fit_encoder(encoder.value, out, {**given, "seed": seed}, lambda line: typer.echo(line, err=True))
+    report = fit_encoder(
+        encoder.value, out, {**given, "seed": seed}, pictures, lambda line: typer.echo(line, err=True)
+    )
     typer.echo(f"{report['id']} written to {out}")
     if as_json:
         print_json(report)
@@ -46,6 +52,7 @@ def measure(
         str, typer.Argument(metavar="NAME", help="embedded, a directory, or a hub name.")
     ] = "embedded",
     subfolder: Annotated[str | None, typer.Option(help="Folder inside it, such as vae.")] = None,
+    pictures: Pictures = 510,
     as_json: AsJson = False,
 ) -> None:
     """Measure an encoder on scenes and pictures that the embedded ones never saw: PSNR, or what can be read out."""
@@ -53,7 +60,7 @@ def measure(
 
     from workflows.encoders.fit import measure_encoder
 
-    report = measure_encoder(encoder.value, name, subfolder)
+    report = measure_encoder(encoder.value, name, subfolder, pictures)
     typer.echo(json.dumps(report, indent=2))
     if as_json:
         print_json(report)

@@ -18,8 +18,10 @@ MARK = "recipe.json"
 """A directory without this file was not written by a fit, and is not replaced."""
 
 
-def fit_encoder(kind: Kind, out: Path, changes: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def fit_encoder(kind: Kind, out: Path, changes: Mapping[str, Any], pictures: int, say: Say) -> dict[str, Any]:
     """Fits the encoder by its recipe with `changes`, writes it to `out`, and gives its report.
+
+    It is measured on `pictures` held-out pictures of each kind.
 
     Raises:
         UsageError: `out` holds something else.
@@ -28,14 +30,14 @@ def fit_encoder(kind: Kind, out: Path, changes: Mapping[str, Any], say: Say) -> 
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}", "holds something that no fit wrote", "name a new or empty directory")
     try:
-        return (_fit_latent if kind == "latent" else _fit_understanding)(out, changes, say)
+        return (_fit_latent if kind == "latent" else _fit_understanding)(out, changes, pictures, say)
     except FileNotFoundError as error:
         raise OneFlowError(f"fit {kind}", str(error), "uv pip install 'oneflow[encoders]'") from error
     except OSError as error:
         raise OneFlowError(f"--out {out}", str(error), "name a directory on a disk with room") from error
 
 
-def measure_encoder(kind: Kind, name: str, subfolder: str | None) -> dict[str, Any]:
+def measure_encoder(kind: Kind, name: str, subfolder: str | None, pictures: int) -> dict[str, Any]:
     """The measures of an encoder that can be loaded from `name`, with its id.
 
     Raises:
@@ -44,28 +46,28 @@ def measure_encoder(kind: Kind, name: str, subfolder: str | None) -> dict[str, A
     try:
         if kind == "latent":
             codec = LatentCodec.from_pretrained(name, subfolder=subfolder)
-            return {"id": codec.id, **measure_latent_codec(codec)}
+            return {"id": codec.id, **measure_latent_codec(codec, pictures)}
         encoder = UnderstandingEncoder.from_pretrained(name, subfolder=subfolder)
-        return {"id": encoder.id, **measure_understanding_encoder(encoder)}
+        return {"id": encoder.id, **measure_understanding_encoder(encoder, pictures)}
     except EncoderError as error:
         raise UsageError(f"measure {kind} {name}", str(error), "see docs on encoders") from error
 
 
-def _fit_latent(out: Path, changes: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def _fit_latent(out: Path, changes: Mapping[str, Any], pictures: int, say: Say) -> dict[str, Any]:
     recipe, started = LatentRecipe(**changes), time.monotonic()
     codec = fit_latent_codec(recipe, _progress(say, started))
-    report = _summary(codec.id, started) | measure_latent_codec(codec)
+    report = _summary(codec.id, started) | measure_latent_codec(codec, pictures)
     write_latent_codec(out, codec, recipe, report)
     return report
 
 
-def _fit_understanding(out: Path, changes: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def _fit_understanding(out: Path, changes: Mapping[str, Any], pictures: int, say: Say) -> dict[str, Any]:
     recipe, started = UnderstandingRecipe(**changes), time.monotonic()
     model = fit_understanding_encoder(recipe, _progress(say, started))
     report: dict[str, Any] = {}
 
     def measure(encoder: UnderstandingEncoder) -> dict[str, Any]:
-        report.update(_summary(encoder.id, started), **measure_understanding_encoder(encoder))
+        report.update(_summary(encoder.id, started), **measure_understanding_encoder(encoder, pictures))
         return report
 
     write_understanding_encoder(out, model, recipe, measure)

@@ -32,10 +32,14 @@ def pictures(count: int, height: int = 64, width: int = 64) -> np.ndarray:
 def word_tokenizer() -> transformers.PreTrainedTokenizerFast:
     import tokenizers
 
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "<unk>", *sorted({w for t in WORDS for w in t.split()})])}
+    vocabulary = {
+        w: i for i, w in enumerate(["<pad>", "<unk>", *sorted({w for t in WORDS for w in t.split()})])
+    }
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_pixels(images: np.ndarray) -> torch.Tensor:
-    resized = np.stack([np.asarray(Image.fromarray(i).resize((64, 64), Image.Resampling.BILINEAR)) for i in images])
+    resized = np.stack(
+        [np.asarray(Image.fromarray(i).resize((64, 64), Image.Resampling.BILINEAR)) for i in images]
+    )
     normal = (resized / 255.0 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
     return torch.from_numpy(normal).float().permute(0, 3, 1, 2)
 
@@ -112,7 +118,12 @@ def test_naflex_patches_are_those_of_transformers(tmp_path: Path) -> None:
 
     processor = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
     config = transformers.Siglip2VisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_patches=16, patch_size=16
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=16,
     )
     torch.manual_seed(0)
     transformers.Siglip2VisionModel(config).save_pretrained(tmp_path)
@@ -131,9 +142,13 @@ def test_siglip2_so400m_at_its_real_width(tmp_path: Path) -> None:
         assert whole_size(pixel_values=pixels).last_hidden_state.shape == (1, 1024, 1152)
     assert 4.1e8 < sum(p.numel() for p in whole_size.parameters()) < 4.4e8
     torch.manual_seed(0)
-    thin = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SO400M | {"num_hidden_layers": 1}))
+    thin = transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**SO400M | {"num_hidden_layers": 1})
+    )
     thin.to(torch.bfloat16).save_pretrained(tmp_path / "siglip2-so400m-patch16-512")
-    encoder = UnderstandingEncoder.from_pretrained(tmp_path / "siglip2-so400m-patch16-512", dtype=torch.bfloat16)
+    encoder = UnderstandingEncoder.from_pretrained(
+        tmp_path / "siglip2-so400m-patch16-512", dtype=torch.bfloat16
+    )
     assert (encoder.dim, encoder.patches) == (1152, 1024) and encoder.vision.dtype == torch.bfloat16
     features = encoder.encode(pictures(1, 64, 48))
     assert features.shape == (1, 1024, 1152) and features.dtype == torch.float32
