@@ -14,9 +14,10 @@ from workflows.errors import OneFlowError
 
 @dataclass(slots=True)
 class Note:
-    """What came of a stage, in a few words; set it before the stage ends."""
+    """What came of a stage, set before it ends: a few words, and its seconds where they are not all of the time."""
 
     result: str = ""
+    seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -34,8 +35,8 @@ class Ledger:
         Raises:
             OneFlowError: whatever failed inside, with the stage's name before it and its own exit code.
         """
-        number, note, started = len(self.stages) + 1, Note(), time.perf_counter()
-        self.say(f"[{number}/{self.total}] {name}: {words}")
+        note, started = Note(), time.perf_counter()
+        self.say(f"[{len(self.stages) + 1}/{self.total}] {name}: {words}")
         try:
             yield note
         except OneFlowError as error:
@@ -44,9 +45,13 @@ class Ledger:
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise OneFlowError(f"stage {name}", cause, "see it whole with --debug") from error
-        seconds = time.perf_counter() - started
-        self.stages.append(Stage(name, seconds, note.result))
-        self.say(f"[{number}/{self.total}] {name}: {note.result or 'done'} ({duration(seconds)})")
+        passed = time.perf_counter() - started
+        self.record(name, passed if note.seconds is None else note.seconds, note.result)
+
+    def record(self, name: str, seconds: float, result: str) -> None:
+        """Puts down a stage that is over."""
+        self.stages.append(Stage(name, seconds, result))
+        self.say(f"[{len(self.stages)}/{self.total}] {name}: {result or 'done'} ({duration(seconds)})")
 
     def table(self) -> str:
         """All stages with their times, and the sum."""

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,13 +49,19 @@ class Insertion:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure beside what it is to be judged by. `threshold` reads like `>= 0.9`."""
+    """One figure beside what it is to be judged by.
+
+    `threshold` reads like `>= 0.9`; `interval` holds 95%; `group` is a table of its own, "" the first.
+    """
 
     name: str
     value: float
     controls: Mapping[str, float] = field(default_factory=dict)
     threshold: str = ""
     holds: bool | None = None
+    interval: tuple[float, float] | None = None
+    count: int | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,10 @@ class Report:
     peak_memory_bytes: int | None = None
     promoted: bool | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    def finished(self, stages: Sequence[Stage], peak_memory_bytes: int) -> Report:
+        """The same with what is known only at the end."""
+        return replace(self, stages=tuple(stages), peak_memory_bytes=peak_memory_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """The figures without the pictures; values that are no number become null."""
