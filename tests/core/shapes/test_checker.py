@@ -128,3 +128,13 @@ def test_photographs_are_rejected() -> None:
 def test_another_shape_or_type_is_an_error(image: Picture) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[64, 64, 3\]"):
         read(image)
+
+
+def test_reconstructions_of_the_embedded_codec_are_read() -> None:
+    """What a perfect generator would show: the codec's own blur must not cost a score."""
+    from oneflow_core.encoders.latent import LatentCodec
+
+    codec = LatentCodec.from_pretrained("embedded")
+    scenes = [*list(single_object_scenes())[::31], *_many(11, 5)]
+    decoded = codec.decode(codec.encode(np.stack([render(scene) for scene in scenes])))
+    assert [read(image) for image in decoded] == scenes
