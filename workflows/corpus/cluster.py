@@ -40,6 +40,8 @@ def cluster() -> Iterator[None]:
     """
     # Read by Ray when it is imported: without it a local Ray listens on the outside interface.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # 30 s are not enough where other jobs hold the cores.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     import ray
 
     started = not ray.is_initialized()
@@ -89,6 +91,9 @@ def _init(address: str | None) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # Ray raises bare Exception where a process of it does not start.
         mend = "start it (oneflow stack up), or unset RAY_ADDRESS to run on this machine alone"
-        raise OneFlowError(f"Ray at {address or 'this machine'}", str(error).splitlines()[0], mend) from error
+        raise OneFlowError(
+            f"Ray at {address or 'this machine'}", f"{type(error).__name__}: {error}", mend
+        ) from error

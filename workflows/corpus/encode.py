@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from workflows.errors import OneFlowError
 
 Models = tuple[str | None, str | None]
 """Ids of the codec and of the understanding encoder; None for one that is not used."""
-ACTOR_CPUS, READER_CPUS = 0.5, 0.25
+ACTOR_CPUS, READER_CPUS = 0.5, 0.5
 """Shares of a CPU, so that one is enough for an encoder and a reader both."""
 BLOCK_BYTES = 1 << 20
 """Ray Data's target for a block: below the size of a chunk, so that each chunk is passed on when it is full."""
@@ -84,11 +85,11 @@ def run(config: CorpusConfig) -> EncodeReport:
 
 
 def identify(config: CorpusConfig) -> Models:
-    """Ids of the codec and the encoder; they are loaded for it, in a process of their own."""
+    """Ids of the codec and the encoder; a worker loads them for it, and may become an encoder afterwards."""
     import ray
 
     models = (config.encode.codec, config.encode.understanding)
-    task = ray.remote(num_cpus=1, max_calls=1)(_identify)
+    task = ray.remote(num_cpus=ACTOR_CPUS)(_identify)
     found: Models = ray.get(task.remote(models, Environment.of_driver()))
     return found
 
@@ -202,7 +203,8 @@ class Encoder:
             return np.concatenate(found).astype(np.float16)
 
 
-def load_models(models: Sequence[ModelConfig | None], device: str) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def load_models(models: tuple[ModelConfig | None, ModelConfig | None], device: str) -> dict[str, Any]:
     """Codec and encoder by what they make ("latents", "features"); what the config leaves out is left out.
 
     Raises:
@@ -231,7 +233,7 @@ def _load(cls: Any, key: str, model: ModelConfig, device: str) -> Any:
 
 
 def _identify(
-    models: Sequence[ModelConfig | None], environment: Environment
+    models: tuple[ModelConfig | None, ModelConfig | None], environment: Environment
 ) -> tuple[str | None, str | None]:
     environment.apply()
     loaded = load_models(models, "cpu")

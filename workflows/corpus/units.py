@@ -159,14 +159,15 @@ def _suffix(name: str, reader: Reader) -> str:
 
 def _find(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
     """Files that match, and all files below directories that match."""
-    if not any(wild in path for wild in "*?["):
-        found: dict[str, Any] = filesystem.find(path, detail=True)
-        if not found:
-            filesystem.ls(path.split("/")[0] or "/")
-        return found
     files: dict[str, Any] = {}
-    for match, info in filesystem.glob(path, detail=True).items():
-        files |= {match: info} if info["type"] == "file" else filesystem.find(match, detail=True)
+    if not any(wild in path for wild in "*?["):
+        files = filesystem.find(path, detail=True)
+    else:
+        for match, info in filesystem.glob(path, detail=True).items():
+            files |= {match: info} if info["type"] == "file" else filesystem.find(match, detail=True)
+    if not files:
+        # Matching passes over a bucket that does not exist; listing it tells.
+        filesystem.ls(path.split("/")[0] or "/")
     return files
 
 
