@@ -11,9 +11,11 @@ import typer
 
 from workflows.config_commands import config_app
 from workflows.corpus.commands import corpus_app
+from workflows.demo.commands import demo
 from workflows.encoders.commands import encoders_app
 from workflows.errors import OneFlowError
 from workflows.evaluation.commands import evaluate
+from workflows.serving.commands import generate, serve
 from workflows.stack.commands import stack_app
 from workflows.stack.environment import adopt
 
@@ -28,6 +30,9 @@ app.add_typer(config_app, name="config")
 app.add_typer(stack_app, name="stack")
 app.add_typer(corpus_app, name="corpus")
 app.command()(evaluate)
+app.command()(serve)
+app.command()(generate)
+app.command()(demo)
 app.add_typer(encoders_app, name="encoders")
 
 

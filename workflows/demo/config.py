@@ -11,6 +11,7 @@ from pydantic import Field
 
 from workflows.config import Config, load
 from workflows.corpus.config import CorpusConfig
+from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig
 from workflows.stack.config import StackConfig
 from workflows.storage import join
@@ -43,7 +44,7 @@ class DemoConfig(Config):
     """The corpus that is drawn."""
     corpus: dict[str, Any] = {"preset": "shapes"}
     """The corpus that is built of it; its sources' URLs are set by the demo."""
-    train: dict[str, Any] = {"preset": "shapes"}
+    train: dict[str, Any] = {"preset": "shapes-nano"}
     """The training; its corpus is set by the demo."""
     evaluate: dict[str, Any] = {"preset": "shapes"}
     """The evaluation and its gate."""
@@ -87,8 +88,9 @@ class DemoConfig(Config):
 
 def _resolve(kind: str, section: Mapping[str, Any]) -> Any:
     changes = dict(section)
-    preset = str(changes.pop("preset", "shapes"))
-    return load(kind, preset, list(_overrides(changes)))
+    if "preset" not in changes:
+        raise UsageError(f"demo config, section {kind}", "it names no preset", f"set {kind}.preset")
+    return load(kind, str(changes.pop("preset")), list(_overrides(changes)))
 
 
 def _overrides(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

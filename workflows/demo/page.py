@@ -40,6 +40,7 @@ def render(report: Report) -> str:
     return environment.get_template("template.html").render(
         report=report,
         sections=[(k, *SECTIONS[k], exhibits) for k, exhibits in by_kind(report.exhibits).items()],
+        groups={g: [m for m in report.metrics if m.group == g] for g in _groups(report)},
         controls=sorted({name for m in report.metrics for name in m.controls}),
         charts=[(c.name, line_chart(c)) for c in report.curves],
         pieces=[(p.text, p.time, shade(p.time)) for p in report.insertions],
@@ -47,6 +48,10 @@ def render(report: Report) -> str:
         shades=[(i, *ramp(i / (SHADES - 1))) for i in range(SHADES)],
         total=sum(s.seconds for s in report.stages),
     )
+
+
+def _groups(report: Report) -> list[str]:
+    return list(dict.fromkeys(["", *(m.group for m in report.metrics)]))
 
 
 def by_kind(exhibits: Sequence[Exhibit]) -> dict[str, list[Exhibit]]:

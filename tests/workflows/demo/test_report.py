@@ -36,6 +36,7 @@ REPORT = Report(
     metrics=(
         Metric("colour", 0.93, {"chance": 1 / 6}, ">= 0.9", True),
         Metric("length ratio", math.nan, {}, "0.9 to 1.1", False),
+        Metric("pair", 0.5, {"shuffled": 0.2}, interval=(0.4, 0.625), count=37, group="Unseen pairs"),
     ),
     exhibits=(
         Exhibit(
@@ -126,7 +127,7 @@ def test_figures_stand_in_both_files(tmp_path: Path, read: Reader) -> None:
     data = json.loads((where.parent / "report.json").read_text())
     assert [s["name"] for s in data["stages"]] == ["corpus", "train"]
     assert data["stages"][1]["seconds"] == 75.2
-    assert data["metrics"] == {"colour": 0.93, "length ratio": None}
+    assert data["metrics"] == {"colour": 0.93, "length ratio": None, "pair": 0.5}
     assert (data["model"], data["run_id"], data["corpus_version"]) == (REPORT.model, "0123abcd", "v-42")
     assert data["gate"][1] == {
         "metric": "length ratio",
@@ -134,7 +135,16 @@ def test_figures_stand_in_both_files(tmp_path: Path, read: Reader) -> None:
         "threshold": "0.9 to 1.1",
         "holds": False,
     }
-    for shown in ("0.93", "0.167", "1 min 15 s", "3.0 GiB", "v-42", "✗ missed"):
+    for shown in (
+        "0.93",
+        "0.167",
+        "1 min 15 s",
+        "3.0 GiB",
+        "0.4 to 0.625",
+        "Unseen pairs",
+        "v-42",
+        "✗ missed",
+    ):
         assert shown in read.text
     assert sorted(p.name for p in where.parent.iterdir()) == ["index.html", "report.json"]
 
