@@ -30,7 +30,7 @@ def write_latent_codec(directory: Path, codec: LatentCodec, recipe: LatentRecipe
     """Writes the codec with recipe.json and report.json; loaded again it has the same id."""
 
     def fill(fresh: Path) -> None:
-        LatentCodec(copy.deepcopy(codec.vae).half(), codec.name).save_pretrained(fresh)
+        codec.save_pretrained(fresh)
         write_papers(fresh, recipe, report)
 
     replace_directory(directory, fill)

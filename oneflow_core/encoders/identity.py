@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -60,6 +61,12 @@ def encoder_id(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
         digest.update(f"{key}{tuple(value.shape)}".encode())
         digest.update(value.contiguous().numpy().data)
     return f"{name}@{digest.hexdigest()[:12]}"
+
+
+def as_stored(model: nn.Module) -> Any:
+    """A float16 copy where every weight is the same number in it, as the embedded ones are; else `model` itself."""
+    exact = all(torch.equal(p.half().to(p.dtype), p) for p in model.parameters())
+    return copy.deepcopy(model).half() if exact else model
 
 
 @contextmanager

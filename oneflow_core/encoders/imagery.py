@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from oneflow_core.shapes import Split, render, sample_in_split
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 SIZE = 64
 """Side of every picture here, in pixels."""
@@ -83,7 +86,9 @@ def windows(rng: np.random.Generator, pictures: Pictures, side: int) -> Pictures
 
 @cache
 def _photographs(part: str) -> tuple[Image.Image, ...]:
-    found = []
+    from PIL import Image
+
+    found: list[Image.Image] = []
     for (package, path), share in PHOTOGRAPHS[part].items():
         spec = find_spec(package)
         for root in (spec.submodule_search_locations or ()) if spec else ():
@@ -93,6 +98,8 @@ def _photographs(part: str) -> tuple[Image.Image, ...]:
 
 
 def _crop(rng: np.random.Generator, image: Image.Image) -> Pictures:
+    from PIL import Image
+
     shortest = min(image.size)
     side = int(np.exp(rng.uniform(np.log(SIZE), np.log(shortest))))
     left, top = (int(rng.integers(extent - side + 1)) for extent in image.size)
@@ -114,6 +121,8 @@ def _recolour(rng: np.random.Generator, pixels: Pictures) -> Pictures:
 
 
 def _graphic(rng: np.random.Generator) -> Pictures:
+    from PIL import Image, ImageDraw
+
     scale = 2
     top, bottom = _colour(rng), _colour(rng)
     if rng.random() < 0.6:

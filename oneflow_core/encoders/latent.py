@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oneflow_core.encoders.identity import (
     EncoderError,
+    as_stored,
     check_images,
     encoder_id,
     locate,
@@ -81,8 +82,11 @@ class LatentCodec:
         return cls(vae.to(device), read_name(source, subfolder))
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config, safetensors and the name; `from_pretrained(directory)` has the same id."""
-        self.vae.save_pretrained(directory)
+        """Writes config, safetensors and the name; `from_pretrained(directory)` has the same id.
+
+        Weights are stored in float16 where that changes none of them.
+        """
+        as_stored(self.vae).save_pretrained(directory)
         write_name(Path(directory), self.name)
 
     @property

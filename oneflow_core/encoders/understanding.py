@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from oneflow_core.encoders.identity import (
     NAME_FILE,
     EncoderError,
+    as_stored,
     check_images,
     encoder_id,
     locate,
@@ -100,7 +101,7 @@ class UnderstandingEncoder:
 
         The text tower is not written: features do not need it.
         """
-        self.vision.save_pretrained(directory)
+        as_stored(self.vision).save_pretrained(directory)
         self.preprocessing.write(Path(directory))
         write_name(Path(directory), self.name)
 

@@ -95,6 +95,11 @@ def test_float16_files_keep_the_id_of_the_values_they_hold(tmp_path: Path) -> No
     half.save_pretrained(tmp_path)
     full = LatentCodec.from_pretrained(tmp_path)
     assert full.dtype == torch.float32 and full.id == half.id
+    full.save_pretrained(tmp_path / "again")
+    sizes = [
+        (d / "diffusion_pytorch_model.safetensors").stat().st_size for d in (tmp_path, tmp_path / "again")
+    ]
+    assert sizes[0] == sizes[1] and LatentCodec.from_pretrained(tmp_path / "again").id == half.id
 
 
 @pytest.mark.parametrize(
