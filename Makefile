@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 UV := uv==0.13.9
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check lock
+.PHONY: setup demo test check manifests lock
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,11 @@ check: setup
 	$(BIN)/ruff check $(if $(CI),,--fix) .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The manifests in infra/kuberay/base, from the job configs.
+manifests: setup
+	for job in corpus-shapes train-shapes serve-shapes; do \
+		$(BIN)/oneflow submit $$job --render > infra/kuberay/base/$$job.yaml || exit 1; done
 
 # The lock for Python 3.11 to 3.13 on Linux; torch and what its build brings (CUDA) stay out of it.
 lock:

@@ -18,6 +18,7 @@ from workflows.evaluation.commands import evaluate
 from workflows.serving.commands import generate, serve
 from workflows.stack.commands import stack_app
 from workflows.stack.environment import adopt
+from workflows.submit.commands import submit
 
 app = typer.Typer(
     name="oneflow",
@@ -30,6 +31,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(stack_app, name="stack")
 app.add_typer(corpus_app, name="corpus")
 app.command()(evaluate)
+app.command()(submit)
 app.command()(serve)
 app.command()(generate)
 app.command()(demo)

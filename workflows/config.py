@@ -158,8 +158,11 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> tuple[str, str]:
         return f'unknown key "{path}"', _nearest(str(detail["loc"][-1]), known)
     if detail["type"] == "missing":
         return f'key "{path}" is missing', f"give {path} a value"
-    shown = repr(detail["input"])
-    return f"{path or 'config'} = {shown[:80]}: {detail['msg']}", ""
+    message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict | list | tuple):
+        # A whole section is not repeated: it may hold what nobody should read in a log.
+        return f"{path or 'as a whole'}: {message}", ""
+    return f"{path or 'config'} = {repr(detail['input'])[:80]}: {message}", ""
 
 
 def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> set[str]:

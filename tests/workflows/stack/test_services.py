@@ -1,6 +1,7 @@
 """MLflow and Ray of the stack, as their clients meet them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from workflows.stack import StackConfig, status, up
 from workflows.stack.config import RayConfig
 from workflows.stack.process import members
 from workflows.stack.state import StateDirectory
+
+ONEFLOW = Path(sys.executable).with_name("oneflow")
 
 ON_RAY = """
 import json, os, ray
@@ -88,6 +91,43 @@ def test_nobody_without_the_token_runs_code(ray_stack: RunningStack) -> None:
     assert http_get(jobs) is None
     assert http_get(jobs, "wrong") is None
     assert http_get(jobs, ray_stack.env["RAY_AUTH_TOKEN"]) is not None
+
+
+def submitted(stack: RunningStack, tmp_path: Path, job: str, **env: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "job.yaml").write_text(job)
+    address = status(stack.state_dir).ray_dashboard
+    return subprocess.run(
+        [ONEFLOW, "submit", tmp_path / "job.yaml", "--address", str(address), "--json"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_submitted_stage_runs_and_its_log_comes_back(ray_stack: RunningStack, tmp_path: Path) -> None:
+    url = ray_stack.url("submitted")
+    command = ["corpus", "synth", "--out", url, "--documents", "3", "--seed", "1"]
+    done = submitted(ray_stack, tmp_path, f"name: synth\ncommand: {json.dumps(command)}\n")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["status"], report["exit_code"]) == ("SUCCEEDED", 0)
+    assert f"3 captions at {url}" in done.stdout
+    assert any(name.endswith(".tar") for name in storage.list_urls(url))
+
+
+def test_the_exit_code_follows_the_job(ray_stack: RunningStack, tmp_path: Path) -> None:
+    done = submitted(ray_stack, tmp_path, "name: bad\ncommand: [config, show, stack/lokal]\n")
+    assert done.returncode == 2
+    assert 'did you mean "local"' in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "FAILED"
+
+
+def test_a_wrong_token_is_told(ray_stack: RunningStack, tmp_path: Path) -> None:
+    done = submitted(ray_stack, tmp_path, "name: any\ncommand: [--version]\n", RAY_AUTH_TOKEN="f" * 64)
+    assert done.returncode == 1
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_killed_ray_head_leaves_nothing_and_comes_back(ray_stack: RunningStack) -> None:
