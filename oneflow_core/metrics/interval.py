@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -16,8 +17,9 @@ LEVEL = 0.95
 class Estimate:
     """A figure from `count` items, and the interval that holds it with probability `LEVEL`.
 
-    The interval is a percentile bootstrap over items: it shrinks to a point where all items agree, however few
-    they are. Without items all three are NaN.
+    The interval is a percentile bootstrap over groups of items that stand or fall together (the same picture
+    asked in other words); it shrinks to a point where all agree, however few they are. Without items all three
+    are NaN.
     """
 
     value: float
@@ -26,23 +28,40 @@ class Estimate:
     count: int
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of `values`."""
-    return ratio(values, [1.0] * len(values), seed)
+def mean(values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+    """The mean of `values`; items with an equal name in `groups` are resampled together."""
+    return ratio(values, [1.0] * len(values), groups, seed)
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Estimate:
-    """sum(numerators) / sum(denominators), items resampled as pairs; NaN where the denominators sum to 0.
+def ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """sum(numerators) / sum(denominators), resampled as pairs; NaN where the denominators sum to 0.
 
     Raises:
-        ValueError: the two are not of one length.
+        ValueError: the sequences are not of one length.
     """
-    pairs = np.array([numerators, denominators], float)
-    count = pairs.shape[1]
-    if count == 0 or pairs[1].sum() == 0:
+    count = len(numerators)
+    if len(denominators) != count or (groups is not None and len(groups) != count):
+        raise ValueError(
+            f"{count} numerators, {len(denominators)} denominators and their groups differ in length"
+        )
+    if count == 0 or sum(denominators) == 0:
         return Estimate(math.nan, math.nan, math.nan, count)
-    chosen = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    above, below = pairs[:, chosen].sum(axis=2)
+    sums = _sums(np.array([numerators, denominators], float), groups)
+    chosen = np.random.default_rng(seed).integers(sums.shape[1], size=(RESAMPLES, sums.shape[1]))
+    above, below = sums[:, chosen].sum(axis=2)
     resampled = above[below != 0] / below[below != 0]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(pairs[0].sum() / pairs[1].sum()), float(low), float(high), count)
+    return Estimate(float(sums[0].sum() / sums[1].sum()), float(low), float(high), count)
+
+
+def _sums(pairs: NDArray[np.float64], groups: Sequence[str] | None) -> NDArray[np.float64]:
+    """Sums over each group, [2, groups]."""
+    if groups is None:
+        return pairs
+    names, index = np.unique(np.array(groups), return_inverse=True)
+    return np.stack([np.bincount(index, row, len(names)) for row in pairs])

@@ -12,6 +12,8 @@ def word_count(text: str) -> int:
     return len(text.split())
 
 
-def length_ratio(generated: Sequence[str], expected_words: Sequence[float]) -> Estimate:
-    """Words generated / words of the data on the same items; 1 is right."""
-    return ratio([float(word_count(text)) for text in generated], expected_words)
+def length_ratio(
+    generated: Sequence[str], expected_words: Sequence[float], groups: Sequence[str] | None = None
+) -> Estimate:
+    """Words generated / words of the data on the same items; 1 is right. `groups` as in `interval.mean`."""
+    return ratio([float(word_count(text)) for text in generated], expected_words, groups)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oneflow_core.metrics.interval import Estimate
+from oneflow_core.metrics.interval import Estimate, mean
 from oneflow_core.shapes import SPLITS
 from workflows.evaluation.item import Item, Output
 
@@ -55,9 +55,14 @@ class Judged:
         ]
         return Judged(*picked)  # type: ignore[arg-type]
 
-    def values(self, score: str) -> list[float]:
-        """A score of every item that has it."""
-        return [scores[score] for scores in self.scores if score in scores]
+    def mean(self, score: str) -> Estimate:
+        """The mean of a score over the items that have it."""
+        having = [
+            (scores[score], i.scene)
+            for scores, i in zip(self.scores, self.items, strict=True)
+            if score in scores
+        ]
+        return mean([value for value, _ in having], [scene for _, scene in having])
 
 
 def named(name: str, split: str) -> str:

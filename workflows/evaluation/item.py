@@ -26,6 +26,8 @@ class Item:
     seed: int
     truth: str
     """What the suite judges against: a scene, a question's answer."""
+    scene: str = ""
+    """What stands behind it; items of one scene are no independent evidence."""
     detail: str = ""
     """A finer group inside the task: the kind of a question."""
     expected_words: float = 0.0

@@ -105,6 +105,7 @@ def _row(item: Item, output: Output, scores: Mapping[str, float], directory: Pat
         "seed": item.seed,
         "prompt": _parts(item.prompt, f"{stem}-prompt", directory),
         "truth": item.truth,
+        "scene": item.scene,
         "output": _parts(output.parts, stem, directory),
         "scores": dict(scores),
         "error": output.error,

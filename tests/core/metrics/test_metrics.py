@@ -41,11 +41,24 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
+def test_items_of_a_group_are_no_independent_evidence() -> None:
+    rng = np.random.default_rng(1)
+    once = [float(x) for x in rng.random(50) < 0.5]
+    names = [str(i) for i in range(50)]
+    single, eightfold = mean(once, names), mean(once * 8, names * 8)
+    assert (single.value, single.low, single.high) == (eightfold.value, eightfold.low, eightfold.high)
+    assert eightfold.count == 400 and single.low == pytest.approx(mean(once).low, abs=0.03)
+    naive = mean(once * 8)
+    assert naive.high - naive.low < 0.5 * (eightfold.high - eightfold.low)
+
+
 def test_no_items_give_no_number() -> None:
     assert math.isnan(mean([]).value) and mean([]).count == 0
     assert math.isnan(ratio([1.0], [0.0]).value)
     with pytest.raises(ValueError):
         ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError):
+        mean([1.0, 2.0], ["a"])
 
 
 def test_the_length_ratio_is_of_sums() -> None:

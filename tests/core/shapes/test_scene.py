@@ -142,3 +142,16 @@ def test_the_split_holds_out_combinations() -> None:
 def test_sampling_in_a_split(split: str, n_objects: int | None) -> None:
     scene = sample_in_split(np.random.default_rng(3), split, n_objects)  # type: ignore[arg-type]
     assert split_of(scene) == split and (n_objects is None or len(scene) == n_objects)
+
+
+def test_the_figure_shows_every_shape_colour_and_size() -> None:
+    from oneflow_core.shapes.checker import read
+    from oneflow_core.shapes.figure import GAP, sheet
+
+    image = sheet()
+    tiles = [image[y : y + 64, x : x + 64] for y in range(GAP, 276, 68) for x in range(GAP, 412, 68)]
+    scenes = [read(tile) for tile in tiles]
+    assert len(scenes) == 24 and None not in scenes
+    first = [thing for scene in scenes[:6] for thing in scene or ()]
+    assert {o.shape for o in first} == set(SHAPES) and {o.colour for o in first} == set(COLOURS)
+    assert {(o.shape, o.size) for o in first} == set(itertools.product(SHAPES, SIZES))

@@ -76,7 +76,9 @@ def test_figures_by_hand() -> None:
     three = Item(
         "3", "caption/multi", "heldout_random", (png(scene),), "text", 0, str(scene), expected_words=10.0
     )
-    four = Item("4", "vqa", "heldout_pair", (png(scene), "?"), "text", 0, "red", "colour", 1.0)
+    four = Item(
+        "4", "vqa", "heldout_pair", (png(scene), "?"), "text", 0, "red", detail="colour", expected_words=1.0
+    )
     five = Item("5", "story", "heldout_random", ("a red circle and a blue ring",), "document", 0, "")
     after = Scene(scene.objects[:1])
     made: dict[str, tuple[str | bytes, ...]] = {

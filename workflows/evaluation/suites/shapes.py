@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from oneflow_core.metrics.control import chance, shuffled
-from oneflow_core.metrics.interval import mean
 from oneflow_core.metrics.length import length_ratio
 from oneflow_core.shapes import (
     Reading,
@@ -148,13 +147,13 @@ def _task_figures(
     by_control = {
         "chance": chance(real.items, _draw, _score, rng),
         "shuffled": shuffled(real.items, real.readings, _score, rng),
-        "no_prompt": {name: mean(blind.values(name)).value for name in scores},
+        "no_prompt": {name: blind.mean(name).value for name in scores},
     }
     found = {}
     for name in scores:
         controls = {c: v[name] for c, v in by_control.items() if np.isfinite(v.get(name, np.nan))}
         full_name = named("/".join(filter(None, (task, detail, name))), split)
-        found[full_name] = Figure(mean(real.values(name)), controls)
+        found[full_name] = Figure(real.mean(name), controls)
     return found
 
 
@@ -178,5 +177,5 @@ def _length_figures(judged: Judged, split: str) -> dict[str, Figure]:
         real = judged.where(task, split)
         if real.items:
             texts, expected = [o.text for o in real.outputs], [i.expected_words for i in real.items]
-            found[named(name, split)] = Figure(length_ratio(texts, expected))
+            found[named(name, split)] = Figure(length_ratio(texts, expected, [i.scene for i in real.items]))
     return found

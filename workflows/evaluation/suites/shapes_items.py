@@ -67,36 +67,30 @@ def _drawing(task: str, split: Split, rng: np.random.Generator) -> Item:
     """A prompt for one object says everything, so that none was ever read in training; others are worded freely."""
     scene = _scene(task, split, rng)
     text = caption(scene, rng) if len(scene) > 1 else describe([mention_of(o) for o in scene], rng)
-    return Item("", task, split, (text,), "image", 0, text, max_images=1)
+    return Item("", task, split, (text,), "image", 0, text, str(scene), max_images=1)
 
 
 def _description(task: str, split: Split, rng: np.random.Generator) -> Item:
     scene = _scene(task, split, rng)
     expected = float(np.mean([word_count(caption(scene, rng)) for _ in range(WORDINGS)]))
-    return Item("", task, split, (picture(scene),), "text", 0, str(scene), expected_words=expected)
+    return Item(
+        "", task, split, (picture(scene),), "text", 0, str(scene), str(scene), expected_words=expected
+    )
 
 
 def _question(task: str, split: Split, rng: np.random.Generator) -> Item:
     scene = sample_in_split(rng, split)
     question = ask(scene, rng)
+    prompt = (picture(scene), question.text)
     return Item(
-        "",
-        task,
-        split,
-        (picture(scene), question.text),
-        "text",
-        0,
-        question.answer,
-        question.kind,
-        expected_words=1.0,
+        "", task, split, prompt, "text", 0, question.answer, str(scene), question.kind, expected_words=1.0
     )
 
 
 def _story(task: str, split: Split, rng: np.random.Generator) -> Item:
     story = sample_story(rng, split)
-    return Item(
-        "", task, split, (story.texts[0],), "document", 0, str(story.scenes[0]), max_images=MAX_IMAGES
-    )
+    first = str(story.scenes[0])
+    return Item("", task, split, (story.texts[0],), "document", 0, first, first, max_images=MAX_IMAGES)
 
 
 _MAKERS: dict[str, Callable[[str, Split, np.random.Generator], Item]] = {
