@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from workflows.errors import OneFlowError
 
+START_ATTEMPTS = 3
 _PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_")
 
 
@@ -40,9 +42,8 @@ def cluster() -> Iterator[None]:
     """
     # Read by Ray when it is imported: without it a local Ray listens on the outside interface.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # 30 s are not enough where other jobs hold the cores.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     import ray
+    import ray.data
 
     started = not ray.is_initialized()
     if started:
@@ -82,17 +83,33 @@ def _own(error: BaseException) -> BaseException:
     return inner or error
 
 
+def start_local(**options: Any) -> None:
+    """A Ray of this machine alone, on loopback. `options` go to `ray.init`.
+
+    Ray gives its own processes 30 s to start, which is little where other jobs hold the cores: hence the attempts.
+    """
+    import ray
+
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, **options)
+            return
+        except Exception as error:
+            # Ray raises bare Exception where one of its processes does not start in time.
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+
+
 def _init(address: str | None) -> None:
     import ray
-    import ray.data
 
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            start_local()
     except Exception as error:
-        # Ray raises bare Exception where a process of it does not start.
         mend = "start it (oneflow stack up), or unset RAY_ADDRESS to run on this machine alone"
         raise OneFlowError(
             f"Ray at {address or 'this machine'}", f"{type(error).__name__}: {error}", mend
