@@ -15,6 +15,9 @@ from oneflow_core.shapes.lexicon import NUMBER_WORDS
 from oneflow_core.shapes.phrases import Mention, words_of
 from oneflow_core.shapes.scene import Object, Scene
 
+MATCHED = 6
+"""Mentions up to which every assignment is tried; a prompt with more names no scene anyhow."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageScore:
@@ -93,10 +96,12 @@ def _match(mentions: Sequence[Mention], seen: Sequence[Sighting]) -> list[Object
     things: list[Object | None] = [s.thing for s in salient]
     things += [None] * (len(mentions) - len(things))
     best, most = things, -1
-    for order in set(permutations(range(len(things)))) if len(things) <= 6 else [tuple(range(len(things)))]:
-        agreed = sum(_agreement(m, things[i]) for m, i in zip(mentions, order, strict=True))
+    if len(things) > MATCHED:
+        return things
+    for order in permutations(things):
+        agreed = sum(_agreement(m, thing) for m, thing in zip(mentions, order, strict=True))
         if agreed > most:
-            best, most = [things[i] for i in order], agreed
+            best, most = list(order), agreed
     return best
 
 
