@@ -6,6 +6,7 @@ state and a resumed run goes on as if nothing had happened.
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from oneflow_core.data.loader import join_states
 from oneflow_core.packing import Pack
+from workflows.errors import OneFlowError
 from workflows.storage import join
 from workflows.tracking import Tracker
 from workflows.training.best import Best, read_best, write_best
@@ -32,6 +34,10 @@ from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
 
 log = logging.getLogger(__name__)
+
+
+class Diverged(OneFlowError):
+    """The loss is no number any more; checkpoints from before are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,9 @@ class Trainer:
         settings, budget = self.config.optimiser, self.config.budget
         done = progress(self.step, self._elapsed_s, budget)
         metrics = self._meter.read(self.loader.stats)
+        if not math.isfinite(metrics["train/loss"]) or not math.isfinite(metrics["train/grad_norm"]):
+            mend = "lower optimiser.lr or raise optimiser.warmup_steps"
+            raise Diverged(f"step {self.step}", f"the loss is {metrics['train/loss']}", mend)
         metrics["train/lr"] = learning_rate(self.step - 1, done, settings)
         metrics["train/progress"] = done
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}

@@ -1,31 +1,25 @@
 """The controller of a run: Ray Train starts the workers, replaces lost ones, and the best weights are registered."""
 
-import logging
 import os
 import secrets
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from workflows.config import digest
 from workflows.errors import OneFlowError
-from workflows.storage import delete, exists, join, open_fs, read_json, write_json
+from workflows.storage import delete, join, open_fs
 from workflows.training.best import read_best
 from workflows.training.checkpoint import committed_steps
 from workflows.training.config import TrainConfig
 from workflows.training.materials import Materials, gather
+from workflows.training.progress import read_progress, watched
+from workflows.training.ray_worker import clear_failure, read_failure, work_under_ray
 from workflows.training.register import Registered, export_and_register
 from workflows.training.schedule import progress
 from workflows.training.worker import run_root, tracking_uri
 
-log = logging.getLogger(__name__)
-
-PROGRESS = "progress.json"
-POLL_S = 2.0
 PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_", "ONEFLOW_")
 """Prefixes of the driver's variables that workers need to reach storage and tracking."""
 
@@ -69,9 +63,11 @@ def run(
     root = run_root(config, key)
     say(f"train: run {key}, corpus {materials.corpus_version}, {config.compute.workers} workers, {root}")
     if ended(config, root):
-        say(f"train: the run has ended at step {(_progress(root) or {})['step']}; nothing is left to train")
+        say(
+            f"train: the run has ended at step {(read_progress(root) or {})['step']}; nothing is left to train"
+        )
     else:
-        with _watched(root, say):
+        with watched(root, say):
             _fit(config, key, root)
     trained = time.monotonic()
     registered, run_id = export_and_register(config, materials, key, root)
@@ -97,7 +93,7 @@ def key_of_run(config: TrainConfig, run_id: str) -> str:
 
 def ended(config: TrainConfig, root: str) -> bool:
     """Whether the run at `root` has used up the budget of `config` and committed its last step."""
-    last = _progress(root)
+    last = read_progress(root)
     if last is None or progress(last["step"], last["elapsed_s"], config.budget) < 1:
         return False
     return last["step"] in committed_steps(root) and read_best(root) is not None
@@ -119,7 +115,7 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
         filesystem, path = open_fs(join(root, "ray"))
         name = secrets.token_hex(4)
         trainer = TorchTrainer(
-            _work,
+            work_under_ray,
             train_loop_config={
                 "config": settled.model_dump(mode="json"),
                 "key": key,
@@ -138,12 +134,17 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
                 failure_config=FailureConfig(max_failures=config.compute.max_failures),
             ),
         )
+        clear_failure(root)
         try:
             trainer.fit()
         except Exception as error:
             raise _explained(error, root) from error
         finally:
             delete(join(root, "ray"), recursive=True)
+        if cause := read_failure(root):
+            raise OneFlowError(
+                "training", cause, f"mend it and run the command again; {root} keeps its checkpoints"
+            )
 
 
 def _settled(config: TrainConfig) -> TrainConfig:
@@ -161,72 +162,6 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
 
 
-def _work(given: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker."""
-    for name, value in given["environment"].items():
-        os.environ.setdefault(name, value)
-    import ray.train
-
-    from workflows.training.loop import Hooks
-    from workflows.training.worker import work
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = TrainConfig.model_validate(given["config"])
-    root = run_root(config, given["key"])
-    last = [0.0]
-
-    def told(now_at: Any) -> None:
-        now = time.monotonic()
-        if now - last[0] >= POLL_S or now_at.done >= 1:
-            last[0] = now
-            write_json(join(root, PROGRESS), _plain(now_at))
-
-    work(config, Hooks(told, lambda pointer: ray.train.report(dict(pointer))), given["key"])
-
-
-def _plain(told: Any) -> dict[str, Any]:
-    return {
-        name: getattr(progress, name) for name in ("step", "steps", "done", "elapsed_s", "eta_s", "metrics")
-    }
-
-
-@contextmanager
-def _watched(root: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Tell the progress that the workers write, while they train."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_tell, args=(root, say, stop), name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _tell(root: str, say: Callable[[str], None], stop: threading.Event) -> None:
-    from workflows.training.loop import Progress
-    from workflows.training.worker import progress_line
-
-    told = _progress(root)
-    ended = False
-    while not ended:
-        ended = stop.wait(POLL_S)
-        now = _progress(root)
-        if now and now != told:
-            told = now
-            say(f"train: {progress_line(Progress(**now))}")
-
-
-def _progress(root: str) -> dict[str, Any] | None:
-    """The progress that was written last; None where there is none, or storage does not answer just now."""
-    try:
-        url = join(root, PROGRESS)
-        return dict(read_json(url)) if exists(url) else None
-    except OneFlowError as error:
-        log.debug("progress cannot be read: %s", error)
-        return None
-
-
 def _explained(error: BaseException, root: str) -> OneFlowError:
     """The OneFlowError that a worker raised, or one that tells what it raised."""
     failures = getattr(error, "worker_failures", None) or {0: error}
@@ -234,7 +169,7 @@ def _explained(error: BaseException, root: str) -> OneFlowError:
     own = next((cause for cause in causes if isinstance(cause, OneFlowError)), None)
     if own is not None:
         return own
-    told = " ".join(str(causes[0]).split())[-500:]
+    told = f"{type(causes[0]).__name__}: {' '.join(str(causes[0]).split())[-500:]}"
     mend = f"mend the cause and run the command again: it goes on from the last checkpoint below {root}"
     return OneFlowError("training", told, mend)
 
@@ -256,7 +191,7 @@ def _report(
     registered: Registered | None,
     times: tuple[float, float, float],
 ) -> TrainReport:
-    last, best = _progress(root) or {}, read_best(root)
+    last, best = read_progress(root) or {}, read_best(root)
     begun, trained, ended = times
     return TrainReport(
         run_key=key,

@@ -35,11 +35,16 @@ def sample(number: int, channels: int, features: int) -> Sample:
 
 
 def write_corpus(base: Path, shards: int = 3, samples: int = 60, *, real: bool = False) -> Manifest:
-    """A corpus of `shards * samples` documents in `base`; `real` gives it the embedded encoders' ids and widths."""
+    """A corpus of `shards * samples` documents in `base`.
+
+    `real` gives it the embedded encoders' ids and widths, and copies of them in `base`: "codec" and "encoder".
+    """
     base.mkdir(parents=True)
     codec, encoder, channels, features = ("codec@0", "encoder@0", 4, 8)
     if real:
         ours, theirs = LatentCodec.from_pretrained(), UnderstandingEncoder.from_pretrained()
+        ours.save_pretrained(base / "codec")
+        theirs.save_pretrained(base / "encoder")
         codec, encoder, channels, features = ours.id, theirs.id, ours.channels, theirs.dim
     entries = []
     for index in range(shards):

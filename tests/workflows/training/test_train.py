@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,6 +19,9 @@ from workflows.errors import OneFlowError, UsageError
 from workflows.training import models
 from workflows.training.train import run
 
+TEMPORARY = Path(f"/tmp/of-train-{os.getpid()}")
+"""Short, as the paths of sockets must be."""
+
 
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -30,10 +34,11 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=200 << 20,
         log_to_driver=False,
-        _temp_dir=f"/tmp/of-train-{os.getpid()}",
+        _temp_dir=str(TEMPORARY),
     )
     yield
     ray.shutdown()
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,8 @@ def kill_one_worker(root: Path, killed: list[int]) -> None:
     while time.monotonic() < deadline:
         if list(root.glob("*/commits/*.json")):
             for process in psutil.process_iter(["cmdline"]):
-                if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                ours = any(str(TEMPORARY) in " ".join(p.cmdline()) for p in process.parents())
+                if ours and "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
                     killed.append(process.pid)
                     os.kill(process.pid, signal.SIGKILL)
                     return
@@ -84,6 +90,8 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
         watch__sampler_steps=4,
         watch__sample_every=40,
         registry__name="tiny",
+        registry__codec=str(corpus / "codec"),
+        registry__encoder=str(corpus / "encoder"),
         tracking__experiment="tiny",
     )
     killed: list[int] = []
@@ -120,6 +128,16 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     assert again.model == report.model
     assert time.monotonic() - begun < 30
     assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_a_diverged_run_ends_at_once_and_says_so(ray_here: None, corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        corpus, tmp_path / "c", optimiser__lr=1e30, optimiser__warmup_steps=0, registry__name=None
+    )
+    begun = time.monotonic()
+    with pytest.raises(OneFlowError, match="the loss is .*lower optimiser.lr"):
+        run(config, say=lambda line: None)
+    assert time.monotonic() - begun < 100
 
 
 def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
