@@ -19,6 +19,7 @@ from workflows.serving.commands import generate, serve
 from workflows.stack.commands import stack_app
 from workflows.stack.environment import adopt
 from workflows.submit.commands import submit
+from workflows.training.commands import models_app, train
 
 app = typer.Typer(
     name="oneflow",
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.add_typer(config_app, name="config")
 app.add_typer(stack_app, name="stack")
 app.add_typer(corpus_app, name="corpus")
+app.command()(train)
+app.add_typer(models_app, name="models")
 app.command()(evaluate)
 app.command()(submit)
 app.command()(serve)

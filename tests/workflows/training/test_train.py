@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from oneflow_core.pipeline import OneFlowPipeline
 from tests.workflows.training.corpus import tiny_config, write_corpus
@@ -47,8 +48,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri = f"sqlite:///{directory}/mlflow.db"
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", uri)
-    patch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "")
-    patch.chdir(directory)
+    MlflowClient(uri).create_experiment("tiny", artifact_location=str(directory / "artifacts"))
     yield uri
     patch.undo()
 
@@ -77,8 +77,6 @@ def kill_one_worker(root: Path, killed: list[int]) -> None:
 def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     ray_here: None, tracking: str, corpus: Path, tmp_path: Path
 ) -> None:
-    from mlflow import MlflowClient
-
     config = tiny_config(
         corpus,
         tmp_path / "checkpoints",
