@@ -17,7 +17,6 @@ from workflows.errors import OneFlowError
 from workflows.evaluation.commands import evaluate
 from workflows.serving.commands import generate, serve
 from workflows.stack.commands import stack_app
-from workflows.stack.environment import adopt
 from workflows.submit.commands import submit
 from workflows.training.commands import models_app, train
 
@@ -56,6 +55,8 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if context.invoked_subcommand != "stack":
+        from workflows.stack.environment import adopt
+
         adopt()
 
 
