@@ -61,6 +61,7 @@ def measure(
     from workflows.encoders.fit import measure_encoder
 
     report = measure_encoder(encoder.value, name, subfolder, pictures)
-    typer.echo(json.dumps(report, indent=2))
     if as_json:
         print_json(report)
+    else:
+        typer.echo(json.dumps(report, indent=2))

@@ -39,7 +39,7 @@ def test_the_embedded_codec_is_as_good_as_its_report_says() -> None:
         assert measured[kind]["psnr"] == pytest.approx(report[kind]["psnr"], abs=2.5)
     assert measured["shapes"]["psnr"] > 32 and measured["photographs"]["psnr"] > 24
     assert measured["shapes"]["psnr_of_noisy_latents"] > 32
-    assert abs(measured["shapes"]["latent_mean"]) < 0.05 and abs(measured["shapes"]["latent_std"] - 1) < 0.1
+    assert abs(measured["shapes"]["latent_mean"]) < 0.05 and abs(measured["shapes"]["latent_std"] - 1) < 0.2
 
 
 def test_the_embedded_understanding_encoder_knows_what_is_where() -> None:
