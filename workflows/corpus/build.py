@@ -10,6 +10,7 @@ from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.parts import list_parts
 from workflows.corpus.units import list_units
 from workflows.storage import explained, join, open_fs
 
@@ -88,8 +89,12 @@ def finished(config: CorpusConfig) -> Manifest | None:
 def _latest(url: str) -> Manifest | None:
     try:
         return Manifest.load(url)
-    except (FileNotFoundError, ManifestError):
-        return None
+    except FileNotFoundError:
+        # Tells a bucket that does not exist now, not when the first part is to be written.
+        list_parts(url)
+    except ManifestError:
+        pass
+    return None
 
 
 def _whole(manifest: Manifest) -> bool:

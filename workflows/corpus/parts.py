@@ -39,13 +39,19 @@ def read_facts(urls: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def list_parts(*where: str) -> dict[str, str]:
-    """Name (without suffix) -> URL of the parts in the directory `where`; empty when there is none."""
+    """Name (without suffix) -> URL of the parts in the directory `where`; empty when there is none.
+
+    Raises:
+        OneFlowError: the bucket does not exist, so that nothing can ever be written there.
+    """
     folder = join(*where)
     filesystem, path = open_fs(folder)
     with explained(folder):
         try:
             names = [entry.rpartition("/")[2] for entry in filesystem.ls(path, detail=False)]
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if "bucket does not exist" in str(error):
+                raise
             return {}
     return {n.removesuffix(".parquet"): join(folder, n) for n in sorted(names) if _is_part(n)}
 
