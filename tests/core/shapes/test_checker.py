@@ -52,8 +52,9 @@ def test_every_single_object_is_read() -> None:
 
 
 @pytest.mark.parametrize("perturb", [_noise, _jpeg, _blur, _shift, _paler])
-def test_every_perturbed_object_is_read(perturb: Callable[[Picture], Picture]) -> None:
-    for scene in single_object_scenes():
+def test_perturbed_objects_are_read(perturb: Callable[[Picture], Picture]) -> None:
+    """Every fifth: each shape, colour, size and cell comes up, and the whole suite stays quick."""
+    for scene in list(single_object_scenes())[::5]:
         assert read(perturb(render(scene))) == scene
 
 
@@ -93,7 +94,7 @@ def test_noise_is_rejected() -> None:
 
 @pytest.mark.parametrize("cut", [np.s_[:10, :], np.s_[10:, :], np.s_[:, :10], np.s_[:, 10:]])
 def test_half_drawn_objects_are_rejected(cut: tuple[slice, slice]) -> None:
-    for scene in [*single_object_scenes(), *_many(60, 3)]:
+    for scene in [*list(single_object_scenes())[::5], *_many(60, 3)]:
         image = render(scene)
         for thing in scene:
             top, left = cell_origin(*thing.cell)
