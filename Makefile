@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 UV := uv==0.13.9
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check manifests lock
+.PHONY: setup demo test check bench manifests lock
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,12 @@ check: setup
 	$(BIN)/ruff check $(if $(CI),,--fix) .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# On a store of its own, which is gone afterwards.
+bench: export ONEFLOW_HOME := $(CURDIR)/build/bench
+bench: setup
+	$(BIN)/oneflow stack up --config infra/local/store-only.yaml --set mlflow.enabled=false
+	$(BIN)/oneflow bench storage --json; code=$$?; $(BIN)/oneflow stack down --purge; exit $$code
 
 # The manifests in infra/kuberay/base, from the job configs.
 manifests: setup

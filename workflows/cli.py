@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from workflows.bench.commands import bench
 from workflows.config_commands import config_app
 from workflows.corpus.commands import corpus_app
 from workflows.demo.commands import demo
@@ -34,6 +35,7 @@ app.command()(train)
 app.add_typer(models_app, name="models")
 app.command()(evaluate)
 app.command()(submit)
+app.command()(bench)
 app.command()(serve)
 app.command()(generate)
 app.command()(demo)

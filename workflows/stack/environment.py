@@ -20,6 +20,7 @@ def write(directory: StateDirectory, context: Context) -> None:
     if context.config.ray.enabled:
         values |= ray_token_environment(context)
         values["RAY_ADDRESS"] = f"{LOOPBACK}:{context.ports['ray']}"
+        values["RAY_API_SERVER_ADDRESS"] = context.url("ray_dashboard")
     directory.write_private(FILE, json.dumps(values, indent=2))
 
 

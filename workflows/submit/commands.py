@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def submit(
     job: Annotated[str, typer.Argument(metavar="JOB-CONFIG", help="A preset of kind job, or a YAML file.")],
     address: Annotated[
-        str | None, typer.Option(metavar="URL", help="A Ray job server; see: stack status.")
+        str | None, typer.Option(metavar="URL", help="A Ray job server; else that of the stack.")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Print the KubeRay manifest instead.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
@@ -33,7 +33,9 @@ def submit(
         return typer.echo(to_yaml(config), nl=False)
     server = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not server:
-        raise UsageError("submit", "neither --address nor --render was given", "see: oneflow stack status")
+        raise UsageError(
+            "submit", "neither --address nor --render was given", "oneflow stack up brings a job server"
+        )
     _run(config, server, wait, python, as_json)
 
 
