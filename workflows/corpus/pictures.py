@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from oneflow_core.images import fit
 from workflows.corpus.config import LimitsConfig
 
 Square = NDArray[np.uint8]
@@ -64,21 +65,6 @@ def _loaded(image: Image.Image, limits: LimitsConfig) -> tuple[int, int]:
 
 
 def _squared(image: Image.Image, size: int) -> Square:
-    colour = _rgb(ImageOps.exif_transpose(image))
-    side = min(colour.size)
-    left, top = (colour.width - side) // 2, (colour.height - side) // 2
-    colour = colour.crop((left, top, left + side, top + side))
-    if side != size:
-        colour = colour.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(colour)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise PictureError("image mode")
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.clip(np.asarray(image, np.int64) / 257 + 0.5, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return fit(image, size)
