@@ -64,7 +64,7 @@ def test_ray_joins_a_running_stack_and_its_workers_reach_the_rest(ray_stack: Run
     assert now.running
     assert now.ray_address == ray_stack.env["RAY_ADDRESS"]
     assert now.serve_url is None
-    done = subprocess.run([sys.executable, "-c", ON_RAY], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", ON_RAY], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["cpus"] == 2
@@ -90,7 +90,7 @@ def test_nobody_without_the_token_runs_code(ray_stack: RunningStack) -> None:
     jobs = f"{status(ray_stack.state_dir).ray_dashboard}/api/jobs/"
     assert http_get(jobs) is None
     assert http_get(jobs, "wrong") is None
-    assert http_get(jobs, ray_stack.env["RAY_AUTH_TOKEN"]) is not None
+    assert http_get(jobs, ray_stack.env["RAY_AUTH_TOKEN"], timeout_s=60) is not None
 
 
 def submitted(stack: RunningStack, tmp_path: Path, job: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -126,8 +126,8 @@ def test_the_exit_code_follows_the_job(ray_stack: RunningStack, tmp_path: Path) 
 def test_a_wrong_token_is_told(ray_stack: RunningStack, tmp_path: Path) -> None:
     done = submitted(ray_stack, tmp_path, "name: any\ncommand: [--version]\n", RAY_AUTH_TOKEN="f" * 64)
     assert done.returncode == 1
-    assert "RAY_AUTH_TOKEN" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert "RAY_AUTH_TOKEN" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_killed_ray_head_leaves_nothing_and_comes_back(ray_stack: RunningStack) -> None:
