@@ -10,7 +10,7 @@ from typing import Any
 from workflows.errors import OneFlowError
 
 START_ATTEMPTS = 3
-_PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_")
+_PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`oneflow demo`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,13 @@ def demo(
     from workflows.config import load
     from workflows.demo.line import run
 
-    report = run(load("demo", config, overrides or []), reuse=reuse, state_dir=state_dir, say=_say)
+    report = run(
+        load("demo", config, overrides or []),
+        reuse=reuse,
+        state_dir=state_dir,
+        say=_say,
+        command=shlex.join(["oneflow", *sys.argv[1:]]),
+    )
     _show(report, state_dir)
     if as_json:
         print_json({"report": str(report.page), "model": report.model, "promoted": report.promoted})

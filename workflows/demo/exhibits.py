@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +42,9 @@ COMBINATIONS = {
 }
 
 
-def compose(trained: TrainReport, evaluated: EvaluationReport, model: str, manifest: Manifest) -> Report:
+def compose(
+    trained: TrainReport, evaluated: EvaluationReport, model: str, manifest: Manifest, command: str = ""
+) -> Report:
     """The report without stages and memory, which are known only when this is done."""
     judged = evaluated.judged
     rows = list(zip(judged.items, judged.outputs, judged.scores, strict=True))
@@ -59,7 +59,7 @@ def compose(trained: TrainReport, evaluated: EvaluationReport, model: str, manif
         insertions=insertions(model, judged.items),
         curves=curves(trained.run_id),
         promoted=evaluated.promoted,
-        facts=facts(trained, evaluated, manifest),
+        facts=facts(trained, evaluated, manifest, command),
     )
 
 
@@ -147,7 +147,9 @@ def curves(run_id: str | None) -> tuple[Curve, ...]:
     return tuple(found)
 
 
-def facts(trained: TrainReport, evaluated: EvaluationReport, manifest: Manifest) -> dict[str, str]:
+def facts(
+    trained: TrainReport, evaluated: EvaluationReport, manifest: Manifest, command: str
+) -> dict[str, str]:
     """Further lines for the head of the page."""
     totals = manifest.totals
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -156,8 +158,9 @@ def facts(trained: TrainReport, evaluated: EvaluationReport, manifest: Manifest)
         "Training": f"{trained.step:,} steps in {trained.elapsed_s:.0f} s, the best of them {trained.best_step:,}",
         "Evaluation": f"{len(evaluated.judged.items):,} items, {evaluated.failed} failed, in {evaluated.seconds:.0f} s",
         "Machine": machine,
-        "Command": shlex.join(["oneflow", *sys.argv[1:]]),
     }
+    if command:
+        known["Command"] = command
     if evaluated.verdict:
         known["Verdict"] = evaluated.verdict.why
     return known

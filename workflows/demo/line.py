@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from workflows.demo.config import DemoConfig
 from workflows.demo.ledger import Ledger
 from workflows.demo.memory import MemoryWatch
+from workflows.errors import OneFlowError, Refused
 
 if TYPE_CHECKING:
     from oneflow_core.data.manifest import Manifest
@@ -41,11 +42,17 @@ class DemoReport:
 
 
 def run(
-    config: DemoConfig, *, reuse: bool = False, state_dir: Path | None = None, say: Say = print
+    config: DemoConfig,
+    *,
+    reuse: bool = False,
+    state_dir: Path | None = None,
+    say: Say = print,
+    command: str = "",
 ) -> DemoReport:
     """Runs the line. The corpus is reused where it stands; a training that ended is not, unless `reuse`.
 
-    All configs are checked before anything starts. The stack is left running, whatever happens.
+    `command` is shown in the report. All configs are checked before anything starts. The stack is left running,
+    whatever happens.
 
     Raises:
         OneFlowError: a stage failed; the text names it.
@@ -59,7 +66,7 @@ def run(
         manifest = _corpus(ledger, configs[1])
         trained = _train(ledger, config, manifest, reuse)
         evaluated = _evaluate(ledger, config, trained)
-        page = _show(ledger, config, trained, evaluated, manifest, watch)
+        page = _show(ledger, config, trained, evaluated, manifest, watch, command)
     return DemoReport(
         page=page,
         model=_model(trained, evaluated, config),
@@ -80,6 +87,12 @@ def _stack(ledger: Ledger, config: DemoConfig, state_dir: Path | None) -> Status
     with ledger.stage("stack", "S3, MLflow and Ray on loopback") as note:
         status = up(config.stack_config(), state_dir, ledger.say)
         connect(state_dir)
+        if status.serve_url:
+            raise Refused(
+                f"Ray Serve at {status.serve_url}",
+                "it serves on this stack, and the evaluation needs its place",
+                'end "oneflow serve" with Ctrl-C; if none runs any more, "oneflow stack down" ends it all',
+            )
         running = [name for name, service in status.services.items() if service.state == "running"]
         note.result = f"{', '.join(running)} run"
     return status
@@ -150,7 +163,6 @@ def _has_ended(config: TrainConfig) -> bool:
 
 
 def _evaluate(ledger: Ledger, config: DemoConfig, trained: TrainReport) -> EvaluationReport:
-    from workflows.errors import OneFlowError
     from workflows.evaluation.run import run as evaluate
 
     with ledger.stage("evaluate", "the served candidate on what training never saw, and the gate") as note:
@@ -171,13 +183,14 @@ def _show(
     evaluated: EvaluationReport,
     manifest: Manifest,
     watch: MemoryWatch,
+    command: str,
 ) -> Path:
     from workflows.demo.exhibits import compose
     from workflows.demo.report import write
 
     directory = Path(config.report)
     with ledger.stage("show", "the report") as note:
-        report = compose(trained, evaluated, _model(trained, evaluated, config), manifest)
+        report = compose(trained, evaluated, _model(trained, evaluated, config), manifest, command)
         note.result = str(directory / "index.html")
     return write(report.finished(ledger.stages, watch.peak_bytes), directory)
 

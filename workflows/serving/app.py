@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from oneflow_core.pipeline import GeneratedDocument
+from workflows.corpus.cluster import Environment
 from workflows.serving.engine import Engine, Job, Reply
 
 BATCH = 16
@@ -64,7 +65,8 @@ def as_json(status: int, value: dict[str, Any]) -> Response:
 class Service:
     """One replica."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, threads: int, environment: Environment) -> None:
+        environment.apply()
         import torch
 
         from oneflow_core.pipeline import OneFlowPipeline
@@ -105,4 +107,5 @@ def build(arguments: ServeArguments) -> Application:
     options = {"num_cpus": arguments.cpus, "num_gpus": arguments.gpus}
     device = "cuda" if arguments.gpus else "cpu"
     deployment = cast(Deployment, Service).options(num_replicas=arguments.replicas, ray_actor_options=options)
-    return deployment.bind(arguments.model, device, max(1, int(arguments.cpus)))
+    threads = max(1, int(arguments.cpus))
+    return deployment.bind(arguments.model, device, threads, Environment.of_driver())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 import urllib.request
@@ -41,6 +42,7 @@ def serving(
         from ray import serve
 
         _refuse_a_second()
+        _demand(replicas * cpus, replicas * gpus)
         url = _start(model, address or Address(), replicas, cpus, gpus)
         try:
             yield url
@@ -55,8 +57,22 @@ def _refuse_a_second() -> None:
         raise Refused(
             "Ray Serve",
             "it runs on this cluster already, with its own address",
-            'end the other "oneflow serve" (Ctrl-C there) or, if none runs, "serve shutdown -y"',
+            'end the other "oneflow serve" with Ctrl-C; if none runs any more, "oneflow stack down" ends it all',
         )
+
+
+def _demand(cpus: float, gpus: float) -> None:
+    """Serve waits without end for what a cluster does not have."""
+    import ray
+
+    held = ray.cluster_resources()
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if wanted > held.get(name, 0):
+            raise OneFlowError(
+                f"the Ray cluster's {held.get(name, 0):g} {name}s",
+                f"the replicas ask for {wanted:g}",
+                "ask for fewer with --replicas, --cpus and --gpus, or add nodes",
+            )
 
 
 def _start(model: str, address: Address, replicas: int, cpus: float, gpus: float) -> str:
@@ -64,6 +80,7 @@ def _start(model: str, address: Address, replicas: int, cpus: float, gpus: float
 
     from workflows.serving.app import ServeArguments, build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = free_port(address.host) if address.port == 0 else _unused(address.host, address.port)
     here = str(Path(model).resolve()) if Path(model).is_dir() else model
     arguments = ServeArguments(model=here, replicas=replicas, cpus=cpus, gpus=gpus)
