@@ -29,7 +29,7 @@ class GridEmbedding(nn.Module):
     def forward(self, grid_N2: Tensor) -> Tensor:
         """(row, column) -> [N, D]."""
         rows, cols = (sinusoids(grid_N2[:, i], self.features, 100.0) for i in (0, 1))
-        return self.project(torch.cat((rows, cols), dim=-1))
+        return self.project(torch.cat((rows, cols), dim=-1).to(self.project.weight.dtype))
 
 
 class PatchAdapter(nn.Module):

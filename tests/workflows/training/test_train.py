@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -60,17 +61,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+def _our_workers() -> list[psutil.Process]:
+    """Training workers of this module's Ray, not of another on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                lines = [" ".join(parent.cmdline()) for parent in process.parents()]
+                found += [process] if any(str(TEMPORARY) in line for line in lines) else []
+    return found
+
+
 def kill_one_worker(root: Path, killed: list[int]) -> None:
     """SIGKILL to a training worker once a checkpoint is committed."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if list(root.glob("*/commits/*.json")):
-            for process in psutil.process_iter(["cmdline"]):
-                ours = any(str(TEMPORARY) in " ".join(p.cmdline()) for p in process.parents())
-                if ours and "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-                    killed.append(process.pid)
-                    os.kill(process.pid, signal.SIGKILL)
-                    return
+            for process in _our_workers():
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+                return
         time.sleep(0.02)
 
 
