@@ -71,7 +71,7 @@ def as_stored(model: nn.Module) -> Any:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting, at length, the tower that is left out on purpose."""
+    """Keeps transformers from reporting the tower that is left out on purpose, and on its own default ids."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -78,7 +78,8 @@ class UnderstandingEncoder:
         source = locate(name_or_path, ASSET)
         where = {"subfolder": subfolder} if subfolder else {}
         try:
-            kind = transformers.AutoConfig.from_pretrained(source, **where).model_type
+            with quiet_loading():
+                kind = transformers.AutoConfig.from_pretrained(source, **where).model_type
             if not kind.startswith("siglip"):
                 raise EncoderError(f"{source!r} holds a {kind} model; name a SigLIP or SigLIP 2 checkpoint")
             tower = "Siglip2VisionModel" if kind.startswith("siglip2") else "SiglipVisionModel"
@@ -169,7 +170,8 @@ class TextTower:
 
         from oneflow_core.tokenizer import Tokenizer
 
-        kind = transformers.AutoConfig.from_pretrained(source).model_type
+        with quiet_loading():
+            kind = transformers.AutoConfig.from_pretrained(source).model_type
         if kind not in ("siglip", "siglip2"):
             raise EncoderError(
                 f"{source!r} holds no text tower, only a {kind}; load the whole SigLIP by its name"

@@ -27,7 +27,7 @@ def measure_understanding_encoder(
     unseen = [sample_in_split(rng, HELDOUT[i % 3]) for i in range(test)]
     return {
         "probe": _probe(encoder, seen, unseen),
-        "retrieval": _retrieval(encoder, unseen[:gallery], rng) if gallery else {},
+        "retrieval": _retrieval(encoder, list(dict.fromkeys(unseen))[:gallery], rng),
     }
 
 
