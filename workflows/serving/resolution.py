@@ -1,7 +1,8 @@
-"""`models:/name@alias`, `models:/name/version` and `runs:/...`: a model directory out of MLflow."""
+"""`models:/name@alias` and `models:/name/version`: a model directory out of MLflow."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,12 +20,16 @@ def resolve(url: str, into: Path) -> Mapping[str, str]:
     Raises:
         ModelSourceError: no such model, version or alias, a server that does not answer, or no model of ours.
     """
-    from mlflow import MlflowClient
+    name, version, alias = parse(url)
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if not server:
+        raise ModelSourceError(f"model {url}: MLFLOW_TRACKING_URI is not set; set it, or oneflow stack up")
     from mlflow.exceptions import MlflowException
 
-    name, version, alias = parse(url)
+    from workflows.tracking import client_of
+
     try:
-        client = MlflowClient()
+        client = client_of(server)
         found = (
             client.get_model_version_by_alias(name, alias)
             if alias

@@ -86,3 +86,9 @@ def test_what_is_not_there_is_said(registry: str, url: str, says: str, tmp_path:
         resolve(url, tmp_path)
     assert says in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_server_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ModelSourceError, match="MLFLOW_TRACKING_URI is not set"):
+        resolve("models:/tiny@best", tmp_path)
