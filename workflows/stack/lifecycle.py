@@ -18,6 +18,8 @@ from workflows.stack.services import Context, Ray, Service, http_get, services
 from workflows.stack.state import State, StateDirectory
 
 POLL_S = 0.2
+RAY_ATTEMPTS = 3
+"""Ray gives its node 30 s, set nowhere, to come up, and ends when a busy machine takes longer."""
 _ALL = services(StackConfig())
 
 
@@ -170,7 +172,8 @@ def _wait(
     started = time.monotonic()
 
     def wait_for(service: Service) -> None:
-        _wait_one(context, service, state.services[service.name])
+        attempts = RAY_ATTEMPTS if isinstance(service, Ray) and service.name in begun else 1
+        _wait_one(context, service, state, attempts)
         if service.name in begun:
             say(f"{service.name}: ready in {time.monotonic() - started:.1f} s")
 
@@ -178,14 +181,17 @@ def _wait(
         list(pool.map(wait_for, wanted))
 
 
-def _wait_one(context: Context, service: Service, record: Record) -> None:
+def _wait_one(context: Context, service: Service, state: State, attempts: int) -> None:
     log = context.directory.log(service.name)
     deadline = time.monotonic() + context.config.ready_timeout_s
     while not service.ready(context):
-        if record.process() is None:
-            raise OneFlowError(
-                f"stack: {service.name}", f"it ended while starting: {tail(log)}", f"see {log}"
-            )
+        if state.services[service.name].process() is None:
+            attempts -= 1
+            if not attempts:
+                raise OneFlowError(
+                    f"stack: {service.name}", f"it ended while starting: {tail(log)}", f"see {log}"
+                )
+            _start(context, state, [service], lambda line: None)
         if time.monotonic() > deadline:
             raise OneFlowError(
                 f"stack: {service.name}",
