@@ -52,7 +52,10 @@ def cluster() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise _own(error) from error
+        own = _own(error)
+        if own is None:
+            raise
+        raise own from error
     finally:
         if started:
             ray.shutdown()
@@ -66,21 +69,24 @@ def cpus() -> int:
 
 
 def quiet() -> None:
-    """Ray Data tells its progress in bars that fill logs; the stages tell their own."""
+    """Ray Data tells its progress in bars that fill logs, the stages tell their own; errors come as raised."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _own(error: BaseException) -> BaseException:
-    """The OneFlowError that a task raised, out of Ray's wrappers; `error` itself where there is none."""
+def _own(error: BaseException) -> OneFlowError | None:
+    """The OneFlowError that a task raised, out of Ray's wrappers (some of which take its class on)."""
+    import ray
+
     inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, OneFlowError):
+    while isinstance(inner, ray.exceptions.RayError):
         inner = getattr(inner, "cause", None) or inner.__cause__
-    return inner or error
+    return inner if isinstance(inner, OneFlowError) else None
 
 
 def start_local(**options: Any) -> None:

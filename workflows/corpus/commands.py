@@ -60,6 +60,8 @@ def build(
         what = f"{manifest.totals.samples:,} documents in {len(manifest.shards)} shards"
         done = f"built in {sum(report.seconds.values()):.1f} s" if report.made else "nothing to do"
         typer.echo(f"{manifest.name}@{manifest.version}: {what} at {manifest.base}: {done}")
+    else:
+        typer.echo(", ".join(f"{name} done in {seconds:.1f} s" for name, seconds in report.seconds.items()))
     if as_json:
         print_json(report.to_json())
 

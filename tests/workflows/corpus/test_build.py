@@ -1,0 +1,259 @@
+"""The whole line on Ray: real sources, determinism, a second run, a kill, and what verify says of damage."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oneflow_core.data.manifest import Manifest
+from oneflow_core.data.reader import ShardReader, index_url
+from oneflow_core.data.shard import Sample, write_shard
+from tests.conftest import RunningStack
+from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, shared, tar
+from workflows.corpus import build
+from workflows.corpus.config import CorpusConfig
+from workflows.corpus.inspection import inspect, render
+from workflows.corpus.verify import verify
+from workflows.errors import OneFlowError, Refused
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+TARGET = 50_000
+SMALL = {"understanding": None, "part_images": 16, "batch_size": 8, "actors": 1}
+
+
+def mixed(root: Path, raw: Path, **rest: object) -> CorpusConfig:
+    """Captions with two bad rows, and questions about some of the same pictures; from `raw`, into `root`."""
+    if not raw.exists():
+        tar(raw / "a.tar", [*pairs(0, 20), ("bad.png", b"bad"), ("bad.txt", b"x"), ("none.txt", b"y")])
+        tar(raw / "b.tar", pairs(20, 20))
+        rows = [{"id": i, "image": f"{i}.png", "question": "which?", "answer": str(i)} for i in range(15)]
+        jsonl(raw / "q.jsonl", rows)
+        tar(raw / "q.tar", [(f"{i}.png", png(i + 10)) for i in range(15)])
+    captions = {"name": "captions", "format": "webdataset", "urls": [f"{raw}/{{a,b}}.tar"]}
+    questions = {"name": "vqa", "format": "jsonl", "urls": [f"{raw}/*.jsonl"], "licence": "MIT"}
+    settings = {"encode": SMALL, "shard": {"target_bytes": TARGET, "minimum": 3}, **rest}
+    return corpus(root, captions, questions, **settings)
+
+
+def samples_of(manifest: Manifest) -> list[Sample]:
+    found: list[Sample] = []
+    for shard in manifest.shards:
+        with ShardReader(manifest.shard_url(shard)) as reader:
+            found += list(reader)
+    return found
+
+
+def tree(root: Path, *names: str) -> dict[str, bytes]:
+    """Every file below, by its path."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for name in names
+        for path in sorted((root / name).rglob("*"))
+        if path.is_file()
+    }
+
+
+def built(report: build.BuildReport) -> Manifest:
+    assert report.made and report.manifest is not None
+    return report.manifest
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A corpus that was built in one go from `raw`."""
+
+    folder: Path
+    raw: Path
+    manifest: Manifest
+
+
+@pytest.fixture(scope="module")
+def whole(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("corpus")
+    root, raw = folder / "whole", folder / "raw"
+    return Whole(root, raw, built(build.run(mixed(root, raw))))
+
+
+def test_what_was_built(whole: Whole) -> None:
+    manifest = whole.manifest
+    assert manifest.totals.samples == 55 and manifest.totals.images == 55
+    assert manifest.licences == {"CC0-1.0": 40, "MIT": 15}
+    assert manifest.accounts["captions"].refused == {"image unreadable": 1, "image missing": 1}
+    assert manifest.latent_shape == (16, 8, 8) and manifest.codec and manifest.encoder is None
+    assert len(manifest.shards) == round(manifest.totals.bytes / TARGET)
+    samples = samples_of(manifest)
+    ids = [sample.document.doc_id for sample in samples]
+    assert len(set(ids)) == 55 and ids != sorted(ids)
+    latents = {s.document.images[0].sha256: s.latents[0].tobytes() for s in samples}
+    assert len(latents) == 40, "a picture that two documents use is encoded once"
+    assert verify(manifest.base, deep=True).samples == 55
+    shown = render(inspect(manifest.base))
+    assert "55 documents" in shown and "image unreadable: 1" in shown and "MIT 15" in shown
+
+
+def test_other_people_s_readers(whole: Whole) -> None:
+    import ray.data
+    import webdataset
+
+    samples = {s.document.doc_id: s for s in samples_of(whole.manifest)}
+    urls = [whole.manifest.shard_url(shard) for shard in whole.manifest.shards]
+    plain = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+    rows = ray.data.read_webdataset(urls).take_all()
+    for found in (plain, rows):
+        assert sorted(row["json"]["doc_id"] for row in found) == sorted(samples)
+        for row in found:
+            sample = samples[row["json"]["doc_id"]]
+            # Ray Data makes one struct of all segments, absent fields None.
+            segments = [{k: v for k, v in part.items() if v is not None} for part in row["json"]["segments"]]
+            assert segments == sample.document.to_json()["segments"]
+            assert (row["0.latent.npy"] == sample.latents[0]).all()
+
+
+def test_a_second_run_has_nothing_to_do(whole: Whole) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
+    begin = time.monotonic()
+    report = build.run(mixed(whole.folder, whole.raw))
+    assert not report.made and report.manifest == whole.manifest
+    assert time.monotonic() - begin < 5
+    assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
+    lost = Path(index_url(whole.manifest.shard_url(whole.manifest.shards[0])))
+    data = lost.read_bytes()
+    lost.unlink()
+    assert build.finished(mixed(whole.folder, whole.raw)) is None
+    lost.write_bytes(data)
+    assert build.finished(mixed(whole.folder, whole.raw, seed=1)) is None
+
+
+def test_killed_in_the_middle(whole: Whole, tmp_path: Path) -> None:
+    """A build killed without warning, then run again with two encoders: the bytes of the one done in one go."""
+    config = mixed(tmp_path, whole.raw, encode={**SMALL, "actors": 2})
+    file = tmp_path.with_suffix(".yaml")
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    code = "import sys; from workflows.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "corpus", "build", str(file)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(process, tmp_path / "latents")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "shards" / "test" / "latest").exists()
+    built(build.run(config))
+    kinds = ("documents", "latents", "quarantine", "shards")
+    assert tree(tmp_path, *kinds) == tree(whole.folder, *kinds)
+
+
+def wait_for(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Until the first part is in `folder`."""
+    deadline = time.monotonic() + 240
+    while not any(folder.rglob("part-*.parquet")):
+        assert process.poll() is None, "the build ended before it was killed"
+        assert time.monotonic() < deadline, f"nothing in {folder}"
+        time.sleep(0.02)
+
+
+def test_more_files_and_another_seed(whole: Whole, tmp_path: Path) -> None:
+    """Only the new pictures are encoded; the order is another one; the old version stays whole."""
+    shutil.copytree(whole.folder, tmp_path / "root")
+    tar(tmp_path / "raw" / "c.tar", pairs(35, 10))
+    captions = [f"{whole.raw}/{{a,b}}.tar", f"{tmp_path}/raw/c.tar"]
+    source = {"name": "captions", "format": "webdataset", "urls": captions}
+    config = corpus(tmp_path / "root", source, encode=SMALL, seed=1)
+    manifest = built(build.run(config))
+    assert manifest.totals.samples == 50 and manifest.version != whole.manifest.version
+    assert len(tree(tmp_path / "root", "latents")) == len(tree(whole.folder, "latents")) + 1
+    order = [s.document.doc_id for s in samples_of(manifest) if "/c/" not in s.document.doc_id]
+    before = [s.document.doc_id for s in samples_of(whole.manifest) if s.document.source == "captions"]
+    assert sorted(order) == sorted(before) and order != before
+    old = tree(whole.folder / "shards" / "test" / whole.manifest.version, ".")
+    assert tree(tmp_path / "root" / "shards" / "test" / whole.manifest.version, ".") == old
+
+
+def test_real_sources_on_s3(stack: RunningStack) -> None:
+    """Emoji, and what img2dataset wrote with its failures, from and to S3, with features too."""
+    from workflows.storage import open_fs
+
+    root = stack.url("real")
+    store, path = open_fs(root)
+    for name in ("noto_emoji", "img2dataset_output"):
+        store.put(str(shared(name)) + "/", f"{path}/raw/{name}/", recursive=True)
+    img2dataset = "${root}/raw/img2dataset_output"
+    tars = {"name": "tars", "format": "webdataset", "urls": [f"{img2dataset}/webdataset_jpg256/*.tar"]}
+    files = {"name": "files", "format": "folder", "urls": [f"{img2dataset}/files_keep_ratio_png/*"]}
+    label = {"caption": "{json.label}", "limit": 100, "licence": "Apache-2.0"}
+    emoji = {"name": "emoji", "format": "webdataset", "urls": ["${root}/raw/noto_emoji/*.tar"], **label}
+    config = corpus(root, emoji, tars, files)
+    manifest = built(build.run(config))
+    kept = {name: account.kept for name, account in manifest.accounts.items()}
+    assert kept == {"emoji": 100, "tars": 100, "files": 100}
+    failed = {"upstream failed_to_download": 4, "upstream failed_to_resize": 2}
+    assert manifest.accounts["tars"].refused == manifest.accounts["files"].refused == failed
+    assert manifest.features_shape is not None and manifest.encoder is not None
+    assert verify(f"{root}/shards/test", deep=True).samples == 300
+    assert "upstream failed_to_resize" in render(inspect(manifest.base))
+    assert build.run(config).made is False
+
+
+def test_damage_is_refused(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path / "root")
+    manifest = Manifest.load(str(tmp_path / "root" / "shards" / "test"))
+    shard = Path(manifest.shard_url(manifest.shards[1]))
+    data, index = shard.read_bytes(), Path(index_url(str(shard))).read_bytes()
+    flipped = bytearray(data)
+    flipped[1000] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(Refused, match=r"shard-000001\.tar: .* bytes of another digest"):
+        verify(manifest.base)
+    shard.write_bytes(data)
+    Path(index_url(str(shard))).write_bytes(index.replace(b'"0.latent.npy"', b'"1.latent.npy"', 1))
+    with pytest.raises(Refused, match=r"shard-000001\.index\.json: another digest"):
+        verify(manifest.base)
+    Path(index_url(str(shard))).write_bytes(index)
+    shard.unlink()
+    with pytest.raises(Refused, match=r"shard-000001\.tar: .*nothing is there"):
+        verify(manifest.base)
+    with pytest.raises(OneFlowError, match="neither manifest.json nor latest is there"):
+        verify(str(tmp_path / "none"))
+
+
+def test_a_sample_that_is_not_finite_is_found_by_deep(whole: Whole, tmp_path: Path) -> None:
+    """A shard whose digests hold is still refused when its values do not."""
+    shutil.copytree(whole.folder, tmp_path / "root")
+    manifest = Manifest.load(str(tmp_path / "root" / "shards" / "test"))
+    entry = manifest.shards[0]
+    path = Path(manifest.shard_url(entry))
+    with ShardReader(path) as reader:
+        samples = list(reader)
+    bad = samples[0].latents[0].copy()
+    bad[0, 0, 0] = np.nan
+    shard = write_shard([Sample(samples[0].document, (bad,)), *samples[1:]])
+    index = shard.index.to_bytes()
+    path.write_bytes(shard.data)
+    Path(index_url(str(path))).write_bytes(index)
+    told = replace(entry, sha256=shard.sha256, index_sha256=hashlib.sha256(index).hexdigest())
+    shards = (told, *manifest.shards[1:])
+    (path.parent / "manifest.json").write_bytes(replace(manifest, shards=shards).to_bytes())
+    assert verify(manifest.base).samples == 55
+    with pytest.raises(Refused, match="latent 0 has values that are not finite"):
+        verify(manifest.base, deep=True)
+
+
+def test_a_source_of_which_nothing_is_kept(tmp_path: Path) -> None:
+    tar(tmp_path / "raw" / "a.tar", [("a.png", b"x"), ("a.txt", b"a")])
+    with pytest.raises(OneFlowError, match="source captions: none of its 1 rows could be kept"):
+        build.run(corpus(tmp_path, encode=SMALL))
+
+
+def test_an_error_in_a_task_is_told_as_such(tmp_path: Path) -> None:
+    tar(tmp_path / "raw" / "a.tar", pairs(0, 1))
+    config = corpus(tmp_path, encode={"codec": {"name": str(tmp_path / "no-codec")}})
+    with pytest.raises(OneFlowError, match=r"encode\.codec .*no-codec"):
+        build.run(config)
