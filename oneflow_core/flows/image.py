@@ -55,19 +55,28 @@ def velocity(prediction_ND: Tensor, noisy_ND: Tensor, t_N: Tensor, kind: Predict
     return (prediction_ND - noisy_ND) / (1 - t_N).clamp(min=eps).unsqueeze(-1)
 
 
-def velocity_error(
-    prediction_ND: Tensor, clean_ND: Tensor, noise_ND: Tensor, t_N: Tensor, kind: Prediction, eps: float
+def flow_error(
+    prediction_ND: Tensor,
+    clean_ND: Tensor,
+    noise_ND: Tensor,
+    t_N: Tensor,
+    kind: Prediction,
+    eps: float,
+    space: Prediction = "velocity",
 ) -> Tensor:
-    """Squared velocity error of each patch token, mean over its dimensions, [N], float32.
+    """Squared error of each patch token, mean over its dimensions, [N], float32.
 
+    `space` velocity is the paper's loss. `space` clean measures the same error on the clean latent, (1 - t)^2 times
+    it: weight moves from the last details to high noise, where the layout is decided.
     For a clean-latent network both velocities use the same clamp, so a perfect Y_1_hat has zero loss at every t.
     """
     prediction_ND = prediction_ND.float()
+    left_N1 = (1 - t_N).unsqueeze(-1)
     if kind == "velocity":
         error = prediction_ND - (clean_ND - noise_ND)
-    else:
-        error = (prediction_ND - clean_ND) / (1 - t_N).clamp(min=eps).unsqueeze(-1)
-    return error.square().mean(-1)
+        return (error if space == "velocity" else error * left_N1).square().mean(-1)
+    error = prediction_ND - clean_ND
+    return (error if space == "clean" else error / left_N1.clamp(min=eps)).square().mean(-1)
 
 
 def euler_step(

@@ -37,7 +37,8 @@ class ModelConfig:
     prediction: Literal["clean", "velocity"] = "velocity"
     """What the image head puts out (METHOD 12)."""
     clean_eps: float = 0.05
-    """Least 1 - t in the conversion of a clean latent to a velocity; the same in training and sampling."""
+    """Least 1 - t in the conversion of a clean latent to a velocity (METHOD 12). The sampler takes no more than its
+    own step, so that its last step lands on the data."""
     prompt_embedding: bool = True
     """Adds a learnt vector to prompt tokens (Edit Flows' conditioning flag); off for the bare paper."""
 
@@ -78,15 +79,14 @@ class ModelConfig:
 PRESETS: dict[str, ModelConfig] = {
     "nano": ModelConfig(
         vocab_size=2048,
-        width=192,
-        layers=6,
-        heads=6,
-        kv_heads=3,
-        ffn=512,
+        width=160,
+        layers=5,
+        heads=5,
+        kv_heads=5,
+        ffn=432,
         rope_theta=10_000.0,
         feature_dim=128,
         prediction="clean",
-        clean_eps=0.1,
     ),
     "1b": ModelConfig(),
     "3b": ModelConfig(width=3072, layers=28, heads=24, kv_heads=8, ffn=8192),

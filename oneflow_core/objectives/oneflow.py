@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from oneflow_core.flows.image import interpolate, patchify, velocity_error
+from oneflow_core.flows.image import Prediction, flow_error, interpolate, patchify
 from oneflow_core.flows.insertion import insertion_terms, left_neighbours
 from oneflow_core.flows.schedule import build_schedule, draw_births, image_times, logit_normal
 from oneflow_core.layout import FEATURES, IMAGE, TOKEN, Elements, grid_positions, lay_out
@@ -36,7 +36,9 @@ class OneFlowConfig:
     """kappa: linear (the paper), cosine, power:<exponent>."""
     mixture: TaskMixture = field(default_factory=TaskMixture)
     image_weight: float = 1.0
-    """Weight of the velocity loss beside the text loss."""
+    """Weight of the image loss beside the text loss."""
+    image_loss: Prediction = "velocity"
+    """Where the image error is measured: velocity (the paper), or the clean latent (`flow_error`)."""
     image_time_mean: float = -0.6
     """Mean of the logit-normal law of t_img on the independent schedule (METHOD 12); interleaved times are forced."""
     image_time_std: float = 1.0
@@ -102,7 +104,7 @@ class OneFlowObjective:
         return {"text": float(pack.text_targets), "image": float(pack.flow_N.sum())}
 
     def loss(self, model: nn.Module, pack: Pack, normalisers: Normalisers) -> LossOutput:
-        """Loss of one pack: [CE + Poisson + BCE] / text targets + w * mean squared velocity error.
+        """Loss of one pack: [CE + Poisson + BCE] / text targets + w * mean squared image error.
 
         A batch-global normaliser replaces the literal 1/n of eq. 7, whose variance is ruinous (METHOD 7.3).
         """
@@ -113,13 +115,14 @@ class OneFlowObjective:
         if outputs.nll_K is None:
             raise ValueError("the pack carries no (slot, token) pairs; build it with oneflow_core.packing.collate")
         terms = insertion_terms(outputs.pi_logit_S, outputs.rate_S, pack.count_S, outputs.nll_K)
-        error_N = velocity_error(
+        error_N = flow_error(
             outputs.image_ND,
             pack.clean_ND,
             pack.noise_ND,
             pack.inputs.time_N,
             self.model.prediction,
             self.model.clean_eps,
+            self.config.image_loss,
         )
         text = 1 / max(normalisers["text"], 1.0)
         image = self.config.image_weight / max(normalisers["image"], 1.0)

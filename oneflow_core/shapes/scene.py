@@ -15,7 +15,7 @@ MAX_OBJECTS = 4
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
 COLOURS = ("red", "green", "blue", "yellow", "pink", "black")
 SIZES = ("small", "large")
-COUNT_WEIGHTS = (0.45, 0.25, 0.18, 0.12)
+COUNT_WEIGHTS = (0.6, 0.2, 0.12, 0.08)
 """Chance of 1, 2, 3 and 4 objects in a sampled scene."""
 
 

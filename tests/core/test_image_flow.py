@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from oneflow_core.flows.image import euler_step, interpolate, patchify, unpatchify, velocity, velocity_error
+from oneflow_core.flows.image import euler_step, interpolate, patchify, unpatchify, velocity, flow_error
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
@@ -38,7 +38,7 @@ def test_a_perfect_network_has_no_loss_and_its_flow_ends_at_the_data(kind: str) 
     for t in (0.0, 0.4, 0.97):
         times = torch.full((5,), t)
         answer = clean if kind == "clean" else clean - noise
-        assert float(velocity_error(answer, clean, noise, times, kind, 0.1).max()) == 0
+        assert float(flow_error(answer, clean, noise, times, kind, 0.1).max()) == 0
     noisy, times = noise, torch.zeros(5)
     for _ in range(10):
         answer = clean if kind == "clean" else clean - noise
@@ -54,11 +54,22 @@ def test_clean_and_velocity_losses_are_the_same_away_from_the_clamp() -> None:
     noisy = times[:, None] * clean + (1 - times[:, None]) * noise
     as_velocity = velocity(guess, noisy, times, "clean", 0.05)
     assert torch.allclose(
-        velocity_error(guess, clean, noise, times, "clean", 0.05),
-        velocity_error(as_velocity, clean, noise, times, "velocity", 0.05),
+        flow_error(guess, clean, noise, times, "clean", 0.05),
+        flow_error(as_velocity, clean, noise, times, "velocity", 0.05),
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("kind", ["clean", "velocity"])
+def test_the_loss_in_clean_space_is_that_of_the_implied_clean_latent(kind: str) -> None:
+    clean, noise, guess = torch.randn(6, 8), torch.randn(6, 8), torch.randn(6, 8)
+    times = torch.linspace(0, 0.99, 6)
+    noisy = times[:, None] * clean + (1 - times[:, None]) * noise
+    implied = guess if kind == "clean" else noisy + (1 - times[:, None]) * guess
+    expected = (implied - clean).square().mean(-1)
+    error = flow_error(guess, clean, noise, times, kind, 0.05, "clean")
+    assert torch.allclose(error, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_euler_matches_scipy_on_the_exact_flow_between_gaussians() -> None:

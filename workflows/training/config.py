@@ -37,7 +37,9 @@ class ObjectiveSettings(Config):
     mixture: MixtureSettings = MixtureSettings()
     """Tasks of documents without fixed roles."""
     image_weight: float = Field(1.0, ge=0)
-    """Weight of the velocity loss beside the text loss."""
+    """Weight of the image loss beside the text loss."""
+    image_loss: Literal["velocity", "clean"] = "velocity"
+    """Where the image error is measured: velocity (the paper), or the clean latent, which weighs layout more."""
     image_time_mean: float = -0.6
     """Mean of the logit-normal law of image times; below 0 is biased to noise, where layout is decided."""
     image_time_std: float = Field(1.0, ge=0)
