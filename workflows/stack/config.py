@@ -57,7 +57,7 @@ class StackConfig(Config):
     """The tracking server."""
     ray: RayConfig = RayConfig()
     """The cluster."""
-    ready_timeout_s: float = Field(default=180.0, gt=0)
+    ready_timeout_s: float = Field(default=300.0, gt=0)
     """How long `up` waits for a service before it gives up."""
     min_free_mb: int = Field(default=1024, ge=0)
     """Free disk in MiB below which `up` refuses to start."""

@@ -19,7 +19,9 @@ from workflows.stack.state import State, StateDirectory
 
 POLL_S = 0.2
 RAY_ATTEMPTS = 3
-"""Ray gives its node 30 s, set nowhere, to come up, and ends when a busy machine takes longer."""
+"""Ray gives its node 30 s, set nowhere, to come up, and gives up when a busy machine takes longer."""
+RAY_GAVE_UP = b"node timed out during startup"
+"""Then it says so, and may hang instead of ending."""
 _ALL = services(StackConfig())
 
 
@@ -184,13 +186,18 @@ def _wait(
 def _wait_one(context: Context, service: Service, state: State, attempts: int) -> None:
     log = context.directory.log(service.name)
     deadline = time.monotonic() + context.config.ready_timeout_s
+    seen = log.stat().st_size if attempts > 1 else 0
     while not service.ready(context):
-        if state.services[service.name].process() is None:
+        record = state.services[service.name]
+        gave_up = attempts > 1 and RAY_GAVE_UP in log.read_bytes()[seen:]
+        if gave_up or record.process() is None:
             attempts -= 1
             if not attempts:
                 raise OneFlowError(
                     f"stack: {service.name}", f"it ended while starting: {tail(log)}", f"see {log}"
                 )
+            stop(record)
+            seen = log.stat().st_size
             _start(context, state, [service], lambda line: None)
         if time.monotonic() > deadline:
             raise OneFlowError(
