@@ -1,0 +1,86 @@
+"""The optimiser on sharded pieces against torch's own, on the whole."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from workflows.training.config import ComputeSettings, OptimiserSettings
+from workflows.training.optimiser import Optimiser
+from workflows.training.parallel import Worker, shard, whole
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.norm(x).square().sum()
+
+
+SETTINGS = OptimiserSettings(lr=0.05, weight_decay=0.3, clip=0.5)
+
+
+def reference(model: nn.Module) -> torch.optim.AdamW:
+    """torch's AdamW, matrices of the blocks decaying and nothing else."""
+    decayed = [block.weight for block in model.blocks]
+    held = [p for p in model.parameters() if all(p is not d for d in decayed)]
+    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": held, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.95), eps=1e-8)
+
+
+def test_steps_equal_those_of_torch_and_the_average_its_closed_form(alone: Worker) -> None:
+    torch.manual_seed(0)
+    plain = Small()
+    with torch.no_grad():
+        plain.norm.weight.uniform_(0.5, 2)
+    ours = copy.deepcopy(plain)
+    shard(ours, ComputeSettings(workers=1, device="cpu"), alone)
+    optimiser, adam = Optimiser(ours, SETTINGS), reference(plain)
+    average = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    for step in range(4):
+        ids = torch.arange(5).roll(step)[:3]
+        ours(ids).backward()
+        plain(ids).backward()
+        wanted = nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        for group in adam.param_groups:
+            group["lr"] = 0.05 / (step + 1)
+        adam.step()
+        adam.zero_grad()
+        assert optimiser.step(0.05 / (step + 1), 0.9).item() == pytest.approx(wanted.item(), rel=1e-5)
+        for name, p in plain.named_parameters():
+            average[name] = 0.9 * average[name] + 0.1 * p.detach()
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(whole(dict(ours.named_parameters())[name].detach()), p.detach())
+        torch.testing.assert_close(whole(optimiser.average[name]), average[name])
+
+
+def test_state_that_is_written_back_goes_on_the_same(alone: Worker) -> None:
+    def begin() -> tuple[nn.Module, Optimiser]:
+        torch.manual_seed(1)
+        model = Small()
+        shard(model, ComputeSettings(workers=1, device="cpu"), alone)
+        return model, Optimiser(model, SETTINGS)
+
+    first, left = begin()
+    second, right = begin()
+    for _ in range(3):
+        first(torch.tensor([0, 1])).backward()
+        left.step(0.05, 0.9)
+    for name, tensor in right.tensors().items():
+        tensor.copy_(left.tensors()[name])
+    right.set_steps(3)
+    for model, optimiser in ((first, left), (second, right)):
+        model(torch.tensor([2, 3])).backward()
+        optimiser.step(0.05, 0.9)
+    for name, tensor in left.tensors().items():
+        assert torch.equal(whole(tensor), whole(right.tensors()[name])), name
