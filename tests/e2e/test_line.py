@@ -164,6 +164,17 @@ def test_a_second_build_finds_nothing_to_do(made: Made) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_a_second_demo_trains_anew(made: Made) -> None:
+    from workflows.corpus import build
+    from workflows.demo.line import has_ended
+
+    manifest = build.finished(made.config.corpus_config())
+    assert manifest is not None
+    first, second = (made.config.train_config(manifest.base, seed) for seed in (0, 1))
+    assert has_ended(first)
+    assert not has_ended(second)
+
+
 def test_serve_is_gone_when_the_evaluation_is_over(made: Made) -> None:
     from workflows.stack.lifecycle import status
 

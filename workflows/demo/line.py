@@ -133,7 +133,7 @@ def _corpus(ledger: Ledger, config: CorpusConfig) -> Manifest:
 
 def _built(manifest: Manifest | None) -> str:
     if manifest is None:
-        return ""
+        return "done"
     totals = manifest.totals
     return f"{manifest.name}@{manifest.version}: {totals.samples:,} samples, {totals.images:,} images"
 
@@ -142,9 +142,7 @@ def _train(ledger: Ledger, config: DemoConfig, manifest: Manifest, reuse: bool) 
     from workflows.training import train
 
     with ledger.stage("train", "FSDP over Ray Train workers") as note:
-        settled = config.train_config(manifest.base)
-        while not reuse and _has_ended(settled):
-            settled = settled.model_copy(update={"seed": settled.seed + 1})
+        settled = _next_run(config.train_config(manifest.base), reuse)
         report = train.run(settled, say=ledger.say)
         loss = "" if report.best_loss is None else f", held-out loss {report.best_loss:.3f}"
         note.result = f"{report.step:,} steps, seed {settled.seed}{loss}"
@@ -154,7 +152,16 @@ def _train(ledger: Ledger, config: DemoConfig, manifest: Manifest, reuse: bool) 
     return report
 
 
-def _has_ended(config: TrainConfig) -> bool:
+def _next_run(config: TrainConfig, reuse: bool) -> TrainConfig:
+    """`config` with the first seed from its own on whose run is not over; with `reuse`, the last whose run is."""
+    last = config
+    while has_ended(config):
+        last, config = config, config.model_copy(update={"seed": config.seed + 1})
+    return last if reuse else config
+
+
+def has_ended(config: TrainConfig) -> bool:
+    """Whether a run of this very config, over this corpus, is over: nothing would be left to train."""
     from workflows.training.materials import gather
     from workflows.training.train import ended
     from workflows.training.worker import run_root

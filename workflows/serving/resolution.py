@@ -65,6 +65,7 @@ def parse(url: str) -> tuple[str, str, str]:
 
 def _download(url: str, into: Path) -> None:
     """The artifacts of a version, with the directory that holds `model_index.json` as the root."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=f"{into.name}-") as scratch:
