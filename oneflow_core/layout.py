@@ -88,7 +88,9 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
     anchor_T[start_E] = True
     kind_T = elements.kind_E[element_T]
     document_T = elements.document_E[element_T]
-    first_T = np.flatnonzero(np.r_[True, document_T[1:] != document_T[:-1]]) if total else np.zeros(0, np.int64)
+    first_T = (
+        np.flatnonzero(np.r_[True, document_T[1:] != document_T[:-1]]) if total else np.zeros(0, np.int64)
+    )
     run_T = np.diff(np.r_[first_T, total])
     return Layout(
         token_T=np.where(anchor_T, elements.token_E[element_T], 0),

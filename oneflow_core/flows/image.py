@@ -79,9 +79,7 @@ def flow_error(
     return (error if space == "clean" else error / left_N1.clamp(min=eps)).square().mean(-1)
 
 
-def euler_step(
-    noisy_ND: Tensor, velocity_ND: Tensor, t_N: Tensor, step_N: Tensor
-) -> tuple[Tensor, Tensor]:
+def euler_step(noisy_ND: Tensor, velocity_ND: Tensor, t_N: Tensor, step_N: Tensor) -> tuple[Tensor, Tensor]:
     """One explicit Euler step of at most `step_N`, never past t = 1; returns (Y, t)."""
     d = torch.minimum(step_N, 1 - t_N)
     return noisy_ND + d.unsqueeze(-1) * velocity_ND, t_N + d

@@ -62,9 +62,7 @@ def insertion_terms(
     poisson = (rate - count * log_rate) * missing
     least = (count - torch.xlogy(count, count)) * missing
     zero = F.binary_cross_entropy_with_logits(pi_logit_S.float(), 1 - missing, reduction="sum")
-    return InsertionTerms(
-        token_nll_M.float().sum(), poisson.sum(), zero, (poisson - least).sum().detach()
-    )
+    return InsertionTerms(token_nll_M.float().sum(), poisson.sum(), zero, (poisson - least).sum().detach())
 
 
 def fire_probability(pi_S: Tensor, rate_S: Tensor, arrival_S: Tensor, rule: FireRule = "gate") -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,9 @@ def packed_attention(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, plan: Attentio
     parts = []
     for bucket in plan.buckets:
         q, k, v = (x[bucket.token_BL].transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.mask_B11L, enable_gqa=q.shape[1] != k.shape[1])
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bucket.mask_B11L, enable_gqa=q.shape[1] != k.shape[1]
+        )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[plan.restore_T]
 
@@ -92,6 +96,12 @@ class Backbone(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+
+    def children_blocks(self) -> Iterator[Block]:
+        """The blocks, first to last."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
     def forward(self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan) -> Tensor:
         """Final hidden states, [T, D]."""

@@ -72,7 +72,9 @@ class ModelConfig:
         """
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise ValueError(f"model config has unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"model config has unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            )
         return cls(**data)
 
 

@@ -39,7 +39,9 @@ class InsertionHeads(nn.Module):
             return self._nll(hidden_RD, row_K, token_K)
         starts = torch.arange(0, len(hidden_RD), LOGIT_ROWS, device=row_K.device)
         cuts = torch.searchsorted(row_K, starts)[1:].tolist()
-        chunks = zip(hidden_RD.split(LOGIT_ROWS), row_K.tensor_split(cuts), token_K.tensor_split(cuts), strict=True)
+        chunks = zip(
+            hidden_RD.split(LOGIT_ROWS), row_K.tensor_split(cuts), token_K.tensor_split(cuts), strict=True
+        )
         return torch.cat(
             [
                 checkpoint(self._nll, hidden, rows - i * LOGIT_ROWS, tokens, use_reentrant=False)

@@ -43,9 +43,9 @@ class OneFlowModel(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.backbone.blocks:
-            for weight in (block.attention.out.weight, block.ffn.down.weight):
-                with torch.no_grad():
+        with torch.no_grad():
+            for block in self.backbone.children_blocks():
+                for weight in (block.attention.out.weight, block.ffn.down.weight):
                     weight.div_(math.sqrt(2 * self.config.layers))
         start_heads(self.heads, self.image_head)
 

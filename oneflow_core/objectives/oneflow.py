@@ -113,7 +113,9 @@ class OneFlowObjective:
     def score(self, outputs: ModelOutputs, pack: Pack, normalisers: Normalisers) -> LossOutput:
         """`loss` for outputs that are there already."""
         if outputs.nll_K is None:
-            raise ValueError("the pack carries no (slot, token) pairs; build it with oneflow_core.packing.collate")
+            raise ValueError(
+                "the pack carries no (slot, token) pairs; build it with oneflow_core.packing.collate"
+            )
         terms = insertion_terms(outputs.pi_logit_S, outputs.rate_S, pack.count_S, outputs.nll_K)
         error_N = flow_error(
             outputs.image_ND,
@@ -164,10 +166,14 @@ class OneFlowObjective:
             slot_E & (not task.text_clean),
         )
 
-    def _times(self, task: Task, elements: Elements, rng: np.random.Generator) -> tuple[float, NDArray[np.float64]]:
+    def _times(
+        self, task: Task, elements: Elements, rng: np.random.Generator
+    ) -> tuple[float, NDArray[np.float64]]:
         """The text clock and each element's birth time; -inf for what is always there (METHOD 3.3)."""
         births_E = draw_births(self.schedule, len(elements), rng)
-        clock = 1.0 if task.text_clean else float(rng.random()) * (2.0 if task.clock == "interleaved" else 1.0)
+        clock = (
+            1.0 if task.text_clean else float(rng.random()) * (2.0 if task.clock == "interleaved" else 1.0)
+        )
         always_E = elements.prompt_E.copy()
         if task.clock == "independent":
             always_E |= elements.kind_E == IMAGE
@@ -198,11 +204,13 @@ class OneFlowObjective:
                 )
         clean = [patchify(a.astype(np.float32), self.model.patch) for a in latents]
         noise = [rng.standard_normal(c.shape, np.float32) for c in clean]
-        noisy = [interpolate(c, n, np.float32(t)) for c, n, t in zip(clean, noise, times, strict=True)]
+        noisy = [interpolate(c, n, float(np.float32(t))) for c, n, t in zip(clean, noise, times, strict=True)]
         time_N = np.repeat(times, [len(c) for c in clean]).astype(np.float32)
-        grids = [grid_positions(a.shape[1] // self.model.patch, a.shape[2] // self.model.patch) for a in latents]
-        joined = (np.concatenate(x) for x in (noisy, clean, noise))
-        return (*joined, time_N, time_N < 1, np.concatenate(grids))
+        grids = [
+            grid_positions(a.shape[1] // self.model.patch, a.shape[2] // self.model.patch) for a in latents
+        ]
+        noisy_ND, clean_ND, noise_ND = (np.concatenate(x) for x in (noisy, clean, noise))
+        return noisy_ND, clean_ND, noise_ND, time_N, time_N < 1, np.concatenate(grids)
 
     def _features(self, features: list[NDArray]) -> tuple[NDArray, NDArray]:
         if not features:
@@ -213,7 +221,9 @@ class OneFlowObjective:
                     f"features are {f.shape[1]} wide, the model takes {self.model.feature_dim}; "
                     "encode the corpus with the understanding encoder that the model is configured for"
                 )
-        return np.concatenate(features).astype(np.float32), np.concatenate([feature_grid(len(f)) for f in features])
+        return np.concatenate(features).astype(np.float32), np.concatenate(
+            [feature_grid(len(f)) for f in features]
+        )
 
 
 def feature_grid(count: int) -> NDArray[np.int64]:

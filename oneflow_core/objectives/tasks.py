@@ -59,7 +59,11 @@ def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generat
     targets = [p for p in parts if not p.prompt]
     if targets and len(targets) < len(parts) and rng.random() < mixture.prompt_dropout:
         parts = targets
-    return Task(tuple(parts), clock, text_clean=all(p.prompt or p.image >= 0 for p in parts) and clock == "independent")
+    return Task(
+        tuple(parts),
+        clock,
+        text_clean=all(p.prompt or p.image >= 0 for p in parts) and clock == "independent",
+    )
 
 
 def _parts(document: Document) -> Sequence[Part]:

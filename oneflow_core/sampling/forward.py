@@ -63,9 +63,13 @@ def build_batch(state: State, device: torch.device) -> Batch:
         patch_N=torch.from_numpy(layout.patch_N),
         noisy_ND=_cat([state.patches[i] for i in layout.image_I], state.model.patch_dim),
         time_N=torch.from_numpy(np.repeat(time_I, patches_I[layout.image_I])),
-        patch_grid_N2=_grids([grid_positions(*state.requests[state.image_document[i]].grid) for i in layout.image_I]),
+        patch_grid_N2=_grids(
+            [grid_positions(*state.requests[state.image_document[i]].grid) for i in layout.image_I]
+        ),
         feature_M=torch.from_numpy(layout.feature_M),
-        feature_MD=_cat([torch.from_numpy(state.features[u]) for u in layout.prompt_image_U], state.model.feature_dim),
+        feature_MD=_cat(
+            [torch.from_numpy(state.features[u]) for u in layout.prompt_image_U], state.model.feature_dim
+        ),
         feature_grid_M2=_grids([feature_grid(len(state.features[u])) for u in layout.prompt_image_U]),
         logit_slot_R=torch.arange(len(layout.slot_S)),
     )

@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.image import euler_step, velocity
+from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.schedule import Schedule, arrival_probability, build_schedule
-from oneflow_core.layout import IMAGE
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.forward import Batch, build_batch
@@ -70,7 +69,13 @@ class Sampler:
         time_N, noisy_ND = batch.inputs.time_N, batch.inputs.noisy_ND
         v_ND = velocity(outputs.image_ND.float(), noisy_ND, time_N, self.model.config.prediction, eps)
         full_v = dict(zip(batch.image_I[: batch.full_images].tolist(), v_ND.split(sizes), strict=False))
-        weak_v = dict(zip(batch.image_I.tolist()[batch.full_images :], v_ND.split(sizes)[batch.full_images :], strict=True))
+        weak_v = dict(
+            zip(
+                batch.image_I.tolist()[batch.full_images :],
+                v_ND.split(sizes)[batch.full_images :],
+                strict=True,
+            )
+        )
         for i in moving.tolist():
             v = full_v[i]
             if i in weak_v:
@@ -94,7 +99,9 @@ class Sampler:
         else:
             fired_B = np.zeros(len(state.requests), np.int64)
         flushing = state.text_time_B >= 1
-        state.flush_B = np.where(flushing, np.where(fired_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B)
+        state.flush_B = np.where(
+            flushing, np.where(fired_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B
+        )
         state.text_time_B = np.minimum(1.0, state.text_time_B + step)
         state.text_time_B[state.text_time_B > 1 - 1e-9] = 1.0
 
@@ -118,7 +125,9 @@ class Sampler:
     def _tokens(self, state: State, document_F: NDArray[np.int64], logits_FV: Tensor) -> NDArray[np.int64]:
         """One token for each firing gap; an anchor beyond a document's images is not to be drawn."""
         images_B = np.bincount(np.array(state.image_document, int), minlength=len(state.requests))
-        allowed_B = np.array([state.config.max_images if r.target == "document" else 0 for r in state.requests])
+        allowed_B = np.array(
+            [state.config.max_images if r.target == "document" else 0 for r in state.requests]
+        )
         room_F = (allowed_B - images_B)[document_F]
         logits_FV = logits_FV.float().cpu().clone()
         logits_FV[:, self.bos_id] = -torch.inf
@@ -138,9 +147,11 @@ def _guided(values: Tensor | None, full: int, w: float) -> Tensor:
     return values[:full] if not w else (1 + w) * values[:full] - w * values[full : 2 * full]
 
 
-def _first(chosen: NDArray[np.bool_], document: NDArray[np.int64], room_B: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _first(
+    chosen: NDArray[np.bool_], document: NDArray[np.int64], room_B: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Of the chosen, the first `room_B[b]` of each document b; `document` ascends."""
-    rank = np.cumsum(chosen) - chosen
+    rank: NDArray[np.int64] = np.cumsum(chosen) - chosen
     starts = np.searchsorted(document, np.arange(len(room_B)))
     base = np.r_[rank, rank[-1] + chosen[-1] if len(rank) else 0][np.minimum(starts, len(rank))]
     return chosen & (rank - base[document] < room_B[document])
@@ -154,5 +165,7 @@ def _draw(logits_FV: Tensor, draws_F: NDArray[np.float64], config: SamplerConfig
     mass = probability.cumsum(-1)
     probability = probability.masked_fill(mass - probability >= config.top_p, 0.0)
     mass = probability.cumsum(-1) / probability.sum(-1, keepdim=True)
-    place = torch.searchsorted(mass, torch.from_numpy(draws_F)[:, None], right=True).clamp(max=mass.shape[-1] - 1)
+    place = torch.searchsorted(mass, torch.from_numpy(draws_F)[:, None], right=True).clamp(
+        max=mass.shape[-1] - 1
+    )
     return token.gather(-1, place)[:, 0].numpy()

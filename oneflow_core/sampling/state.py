@@ -22,7 +22,12 @@ class State:
     """Documents in the making. B documents, E elements, I generated images."""
 
     def __init__(
-        self, requests: Sequence[Request], config: SamplerConfig, model: ModelConfig, bos_id: int, image_id: int
+        self,
+        requests: Sequence[Request],
+        config: SamplerConfig,
+        model: ModelConfig,
+        bos_id: int,
+        image_id: int,
     ) -> None:
         self.requests, self.config, self.model = list(requests), config, model
         self.bos_id, self.image_id = bos_id, image_id

@@ -54,7 +54,8 @@ class Request:
     prompt: tuple[tuple[int, ...] | NDArray[np.float32], ...]
     """Token ids of a text, or the understanding features [P, dim] of an image."""
     target: Target
-    """image: one image after the prompt. text: a text after it. document: text with images where the model puts them."""
+    """image: one image after the prompt; text: a text after it; document: text with images where the model
+    puts them."""
     grid: tuple[int, int]
     """Rows and columns of patches in a generated image."""
     seed: int = 0

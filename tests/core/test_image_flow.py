@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from oneflow_core.flows.image import euler_step, interpolate, patchify, unpatchify, velocity, flow_error
+from oneflow_core.flows.image import euler_step, flow_error, interpolate, patchify, unpatchify, velocity
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
 def test_patches_round_trip_in_numpy_and_torch(rows: int, cols: int, channels: int, patch: int) -> None:
-    latent = np.random.default_rng(0).standard_normal((channels, rows * patch, cols * patch)).astype(np.float32)
+    latent = (
+        np.random.default_rng(0).standard_normal((channels, rows * patch, cols * patch)).astype(np.float32)
+    )
     patches = patchify(latent, patch)
     assert patches.shape == (rows * cols, patch * patch * channels)
     assert np.array_equal(unpatchify(patches, rows, cols, patch), latent)
@@ -23,7 +25,12 @@ def test_patches_round_trip_in_numpy_and_torch(rows: int, cols: int, channels: i
 
 def test_patches_against_unfold() -> None:
     latent = torch.randn(3, 8, 6)
-    theirs = torch.nn.functional.unfold(latent[None], 2, stride=2)[0].T.reshape(-1, 3, 4).transpose(1, 2).flatten(1)
+    theirs = (
+        torch.nn.functional.unfold(latent[None], 2, stride=2)[0]
+        .T.reshape(-1, 3, 4)
+        .transpose(1, 2)
+        .flatten(1)
+    )
     assert torch.equal(patchify(latent, 2), theirs)
 
 

@@ -95,7 +95,8 @@ def test_gate_and_mean_rules_agree_until_the_rate_saturates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "steps", "share"), [(12, 4, 0.31), (12, 8, 0.002), (64, 12, 0.013), (128, 8, 0.42), (128, 16, 0.003)]
+    ("missing", "steps", "share"),
+    [(12, 4, 0.31), (12, 8, 0.002), (64, 12, 0.013), (128, 8, 0.42), (128, 16, 0.003)],
 )
 def test_an_oracle_leaves_the_share_of_method_7_4(missing: int, steps: int, share: float) -> None:
     """With the true counts, at most one arrival a gap a step leaves the published share unsaid at t = 1."""
@@ -108,7 +109,9 @@ def test_an_oracle_leaves_the_share_of_method_7_4(missing: int, steps: int, shar
             rate = torch.from_numpy(np.maximum(gaps, 1).astype(np.float32))
             fires = rng.random(len(gaps)) < fire_probability(pi, rate, rho).numpy()
             first = np.where(fires, rng.integers(0, np.maximum(gaps, 1)), 0)
-            pieces = [[g] if not f else [int(a), int(g - 1 - a)] for g, f, a in zip(gaps, fires, first, strict=True)]
+            pieces = [
+                [g] if not f else [int(a), int(g - 1 - a)] for g, f, a in zip(gaps, fires, first, strict=True)
+            ]
             gaps = np.array([p for piece in pieces for p in piece])
         left += gaps.sum() / missing / runs
     assert left == pytest.approx(share, abs=0.02)

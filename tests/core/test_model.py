@@ -59,7 +59,9 @@ def test_the_trunk_is_llama_without_the_causal_mask() -> None:
     trunk = Backbone(config).eval()
 
     def pairs(weight: torch.Tensor) -> torch.Tensor:
-        return weight.view(-1, 2, config.head_dim // 2, config.width).transpose(1, 2).reshape(-1, config.width)
+        return (
+            weight.view(-1, 2, config.head_dim // 2, config.width).transpose(1, 2).reshape(-1, config.width)
+        )
 
     with torch.no_grad():
         trunk.norm.weight.copy_(llama.norm.weight)

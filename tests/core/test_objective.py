@@ -36,7 +36,10 @@ def restore(example: Example) -> list[int]:
     return out
 
 
-@given(st.lists(st.lists(st.integers(2, 39), min_size=1, max_size=8), min_size=1, max_size=4), st.integers(0, 10_000))
+@given(
+    st.lists(st.lists(st.integers(2, 39), min_size=1, max_size=8), min_size=1, max_size=4),
+    st.integers(0, 10_000),
+)
 @settings(deadline=None)
 def test_any_interleaved_document_is_restored_from_its_corruption(texts: list[list[int]], seed: int) -> None:
     segments = [s for ids in texts for s in (text(ids), image())]
@@ -72,7 +75,9 @@ def test_image_to_text_shows_features_and_has_slots_from_the_image_on() -> None:
 
 
 def test_prompts_own_no_slot_but_their_last_element() -> None:
-    doc = sample(text([2, 3, 4], "prompt"), text([5, 6], "target"), text([7, 8], "prompt"), text([9], "target"))
+    doc = sample(
+        text([2, 3, 4], "prompt"), text([5, 6], "target"), text([7, 8], "prompt"), text([9], "target")
+    )
     for seed in range(30):
         example = objective().prepare(doc, np.random.default_rng(seed))
         tokens = example.layout.token_T.tolist()
@@ -111,7 +116,9 @@ def test_interleaved_budgets_equal_method_7_6() -> None:
     assert text_kept / (8 * runs) == pytest.approx(0.75, abs=0.015)
     assert 1 - images / (2 * runs) == pytest.approx(0.25, abs=0.015)
     assert flowing / (2 * runs) == pytest.approx(0.5, abs=0.02)
-    assert np.histogram(times, bins=5, range=(0, 1))[0] / len(times) == pytest.approx(np.full(5, 0.2), abs=0.02)
+    assert np.histogram(times, bins=5, range=(0, 1))[0] / len(times) == pytest.approx(
+        np.full(5, 0.2), abs=0.02
+    )
 
 
 def test_complete_images_have_no_flow_loss() -> None:
@@ -127,7 +134,10 @@ def test_complete_images_have_no_flow_loss() -> None:
 
 def test_dropped_prompts_leave_the_target_alone() -> None:
     o = objective(prompt_dropout=1.0)
-    assert o.prepare(sample(image(), text([5, 6])), np.random.default_rng(0)).layout.token_T.tolist()[:2] == [0, 1]
+    assert o.prepare(sample(image(), text([5, 6])), np.random.default_rng(0)).layout.token_T.tolist()[:2] == [
+        0,
+        1,
+    ]
 
 
 def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_packed() -> None:

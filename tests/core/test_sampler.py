@@ -83,7 +83,9 @@ def test_insertion_times_are_uniform_under_the_linear_schedule() -> None:
     answer = Answer(list(range(2, 8)))
     outs = run(Oracle(answer), [document(s) for s in range(300)], steps=200, flush=0)
     times = np.concatenate([o.trace.time for o in outs])
-    assert np.histogram(times, bins=4, range=(0, 1))[0] / len(times) == pytest.approx(np.full(4, 0.25), abs=0.035)
+    assert np.histogram(times, bins=4, range=(0, 1))[0] / len(times) == pytest.approx(
+        np.full(4, 0.25), abs=0.035
+    )
 
 
 def test_pi_of_one_inserts_nothing() -> None:

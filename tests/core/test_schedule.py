@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from oneflow_core.flows.schedule import arrival_probability, build_schedule, draw_births, image_times, logit_normal
+from oneflow_core.flows.schedule import (
+    arrival_probability,
+    build_schedule,
+    draw_births,
+    image_times,
+    logit_normal,
+)
 
 NAMES = ["linear", "cosine", "power:2", "power:3", "power:0.5"]
 
@@ -57,7 +63,9 @@ def test_interleaved_times_have_the_law_of_method_7_6() -> None:
     rng, schedule = np.random.default_rng(1), build_schedule("linear")
     clock = rng.random(100_000) * 2
     t = clock - draw_births(schedule, clock.size, rng)
-    each = np.array([float(image_times(c, np.array([c - x]))[0]) for c, x in zip(clock[:500], t[:500], strict=True)])
+    each = np.array(
+        [float(image_times(c, np.array([c - x]))[0]) for c, x in zip(clock[:500], t[:500], strict=True)]
+    )
     assert np.allclose(each, np.minimum(1, t[:500]))
     assert (t < 0).mean() == pytest.approx(0.25, abs=0.006)
     assert (t >= 1).mean() == pytest.approx(0.25, abs=0.006)

@@ -12,7 +12,9 @@ from oneflow_core.trace import decode_trace
 
 TOKENIZER = Tokenizer.from_pretrained("embedded")
 TEXTS = st.text() | st.sampled_from(["naïve €5 😀", "a red circle", "\ufffd", "\u0000"])
-IDS = st.lists(st.integers(0, TOKENIZER.vocab_size - 1).filter(lambda i: i != TOKENIZER.image_id), max_size=20)
+IDS = st.lists(
+    st.integers(0, TOKENIZER.vocab_size - 1).filter(lambda i: i != TOKENIZER.image_id), max_size=20
+)
 
 
 def trace_of(tokens: list[int]) -> TokenTrace:
