@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
         return BuildReport(False, manifest, {"check": time.monotonic() - begin})
     seconds: dict[str, float] = {}
     models: encode.Models | None = None
-    with cluster():
+    with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
             seconds["ingest"] = ingest.run(config).seconds
         if stage in (None, "encode"):

@@ -72,7 +72,7 @@ def test_an_empty_source_is_told(capsys: pytest.CaptureFixture[str], file: Path)
 
 
 def test_a_stage_before_its_time_is_told(
-    capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path, local_ray: None
+    capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path
 ) -> None:
     tar(tmp_path / "root" / "raw" / "a.tar", pairs(0, 1))
     for stage in ("encode", "shard"):
