@@ -143,6 +143,19 @@ def find_run(uri: str, experiment: str, key: str) -> str | None:
     return _newest(client, found.experiment_id, key) if found else None
 
 
+def end_run(uri: str | None, experiment: str, key: str, killed: bool) -> None:
+    """Mark the run of `key` as KILLED or FAILED, if there is one; a server that is away is only logged."""
+    from mlflow.exceptions import MlflowException
+
+    if not uri:
+        return
+    try:
+        if run_id := find_run(uri, experiment, key):
+            client_of(uri).set_terminated(run_id, "KILLED" if killed else "FAILED")
+    except (MlflowException, OSError) as error:
+        log.warning("the run in MLflow could not be ended: %s", error)
+
+
 def client_of(uri: str) -> "MlflowClient":
     """A client that gives up in time: a server that is away is not waited for."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

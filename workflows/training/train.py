@@ -4,12 +4,14 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workflows.config import digest
 from workflows.errors import OneFlowError
 from workflows.storage import delete, join, open_fs
+from workflows.tracking import end_run
 from workflows.training.best import read_best
 from workflows.training.checkpoint import committed_steps
 from workflows.training.config import TrainConfig
@@ -67,7 +69,7 @@ def run(
             f"train: the run has ended at step {(read_progress(root) or {})['step']}; nothing is left to train"
         )
     else:
-        with watched(root, say):
+        with watched(root, say), _run_is_ended(config, key):
             _fit(config, key, root)
     trained = time.monotonic()
     registered, run_id = export_and_register(config, materials, key, root)
@@ -97,6 +99,16 @@ def ended(config: TrainConfig, root: str) -> bool:
     if last is None or progress(last["step"], last["elapsed_s"], config.budget) < 1:
         return False
     return last["step"] in committed_steps(root) and read_best(root) is not None
+
+
+@contextmanager
+def _run_is_ended(config: TrainConfig, key: str) -> Iterator[None]:
+    """Where training fails for good, the MLflow run does not go on saying that it is running."""
+    try:
+        yield
+    except BaseException as error:
+        end_run(tracking_uri(config), config.tracking.experiment, key, isinstance(error, KeyboardInterrupt))
+        raise
 
 
 def _fit(config: TrainConfig, key: str, root: str) -> None:

@@ -140,14 +140,20 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
-def test_a_diverged_run_ends_at_once_and_says_so(ray_here: None, corpus: Path, tmp_path: Path) -> None:
-    config = tiny_config(
-        corpus, tmp_path / "c", optimiser__lr=1e30, optimiser__warmup_steps=0, registry__name=None
-    )
+def test_a_diverged_run_ends_at_once_and_says_so(
+    ray_here: None, tracking: str, corpus: Path, tmp_path: Path
+) -> None:
+    wrong = {"optimiser__lr": 1e30, "optimiser__warmup_steps": 0, "tracking__experiment": "tiny"}
+    config = tiny_config(corpus, tmp_path / "c", **wrong)
     begun = time.monotonic()
     with pytest.raises(OneFlowError, match="the loss is .*lower optimiser.lr"):
         run(config, say=lambda line: None)
     assert time.monotonic() - begun < 100
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name("tiny")
+    newest = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
+    assert newest.info.status == "FAILED"
+    assert newest.data.tags["oneflow.attempt"] == "1"
 
 
 def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
