@@ -162,7 +162,7 @@ def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, t
     with pytest.raises(UsageError, match="model.dims.widht: no such field"):
         run(tiny_config(corpus, tmp_path, model__dims={"widht": 3}))
     with pytest.raises(UsageError, match="heads must divide width"):
-        run(tiny_config(corpus, tmp_path, model__dims={"width": 30}))
+        run(tiny_config(corpus, tmp_path, model__dims={"width": 31}))
 
 
 def test_the_preset_is_valid_and_the_key_knows_what_makes_a_run(corpus: Path, tmp_path: Path) -> None:
