@@ -32,8 +32,8 @@ Models = tuple[str | None, str | None]
 """Ids of the codec and of the understanding encoder; None for one that is not used."""
 ACTOR_CPUS, READER_CPUS = 0.5, 0.5
 """Shares of a CPU, so that one is enough for an encoder and a reader both."""
-BLOCK_BYTES = 1 << 20
-"""Ray Data's target for a block: below the size of a chunk, so that each chunk is passed on when it is full."""
+BLOCK_BYTES = 1
+"""Ray Data's target for a block: less than any chunk, so that each is passed on alone as soon as it is full."""
 
 
 @dataclass(frozen=True, slots=True)
