@@ -166,6 +166,9 @@ class ComputeSettings(Config):
     """Of parameters and activations in the passes; sums, optimiser state and the average stay in fp32."""
     reshard_after_forward: bool = False
     """True frees gathered parameters between forward and backward: less memory, one more gather."""
+    shard_min_mb: float = Field(16.0, ge=0)
+    """Blocks smaller than this (MiB of fp32) are gathered together with the rest of the model, not one by one:
+    on a small model seven exchanges a step cost more than the memory is worth."""
     compile: bool = False
     """torch.compile each block; pays on GPUs after a minute of compilation."""
     max_failures: int = Field(2, ge=0)

@@ -1,6 +1,7 @@
 """Processes and devices: joining the process group, and sharding a model over it with FSDP2."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,8 +55,10 @@ def join_group(settings: ComputeSettings) -> Worker:
 def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:
     """Shard `model` in place over all workers, block by block; gradients are summed, not averaged.
 
-    A block is an element of the ModuleList in `model.backbone.blocks`, or of any ModuleList where there is none.
+    A block is an element of a ModuleList; small ones are left to the whole.
     """
+    # Outputs are views of one head's result; nothing writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     model.to(worker.device)
     mesh = init_device_mesh(worker.device.type, (worker.world_size,))
     policy = MixedPrecisionPolicy()
@@ -66,11 +69,16 @@ def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:
         for block in blocks:
             if settings.compile:
                 block.compile()
-            fully_shard(block, reshard_after_forward=settings.reshard_after_forward, **options)
+            if _megabytes(block) >= settings.shard_min_mb:
+                fully_shard(block, reshard_after_forward=settings.reshard_after_forward, **options)
     fully_shard(model, reshard_after_forward=settings.reshard_after_forward, **options)
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def _megabytes(module: nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:

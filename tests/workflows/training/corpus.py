@@ -83,7 +83,7 @@ def tiny_config(corpus: Path, checkpoints: Path, **changes: Any) -> TrainConfig:
         "budget": {"steps": 12},
         "checkpoint": {"url": str(checkpoints), "every_steps": 4},
         "watch": {"log_every": 2, "heldout_every": 4, "sample_every": 1000},
-        "compute": {"workers": 2, "device": "cpu"},
+        "compute": {"workers": 2, "device": "cpu", "shard_min_mb": 0},
     }
     for key, value in changes.items():
         *sections, name = key.split("__")

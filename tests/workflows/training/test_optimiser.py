@@ -10,7 +10,7 @@ from torch import nn
 
 from workflows.training.config import ComputeSettings, OptimiserSettings
 from workflows.training.optimiser import Optimiser
-from workflows.training.parallel import Worker, shard, whole
+from workflows.training.parallel import Worker, fsdp_modules, shard, whole
 
 
 class Small(nn.Module):
@@ -38,13 +38,18 @@ def reference(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.95), eps=1e-8)
 
 
-def test_steps_equal_those_of_torch_and_the_average_its_closed_form(alone: Worker) -> None:
+@pytest.mark.parametrize("blocks_apart", [True, False])
+def test_steps_equal_those_of_torch_and_the_average_its_closed_form(
+    alone: Worker, blocks_apart: bool
+) -> None:
     torch.manual_seed(0)
     plain = Small()
     with torch.no_grad():
         plain.norm.weight.uniform_(0.5, 2)
     ours = copy.deepcopy(plain)
-    shard(ours, ComputeSettings(workers=1, device="cpu"), alone)
+    settings = ComputeSettings(workers=1, device="cpu", shard_min_mb=0 if blocks_apart else 16)
+    shard(ours, settings, alone)
+    assert len(fsdp_modules(ours)) == (3 if blocks_apart else 1)
     optimiser, adam = Optimiser(ours, SETTINGS), reference(plain)
     average = {name: p.detach().clone() for name, p in plain.named_parameters()}
     for step in range(4):
