@@ -15,7 +15,9 @@ def local_ray() -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="of-", dir="/tmp")
-    start_local(num_cpus=2, object_store_memory=300_000_000, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        start_local(num_cpus=2, object_store_memory=300_000_000, _temp_dir=folder)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
