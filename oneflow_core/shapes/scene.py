@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -106,10 +106,12 @@ def sample_object(rng: np.random.Generator, cell: tuple[int, int]) -> Object:
     return Object(*cell, shape, colour, size)
 
 
-def sample_scene(rng: np.random.Generator, n_objects: int | None = None) -> Scene:
-    """A scene of `n_objects`, or of a number drawn from `COUNT_WEIGHTS`; all else uniform."""
+def sample_scene(
+    rng: np.random.Generator, n_objects: int | None = None, weights: Sequence[float] = COUNT_WEIGHTS
+) -> Scene:
+    """A scene of `n_objects`, or of a number drawn with `weights` (shares of 1 to 4); all else uniform."""
     if n_objects is None:
-        n_objects = 1 + int(np.searchsorted(np.cumsum(COUNT_WEIGHTS)[:-1], rng.random(), side="right"))
+        n_objects = 1 + int(np.searchsorted(np.cumsum(weights)[:-1], rng.random(), side="right"))
     cells = list(range(GRID * GRID))
     chosen = [cells.pop(int(rng.integers(len(cells)))) for _ in range(n_objects)]
     return Scene(sample_object(rng, divmod(cell, GRID)) for cell in chosen)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import product
 from typing import Literal
 
 import numpy as np
 
-from oneflow_core.shapes.scene import COLOURS, GRID, SHAPES, Object, Scene, sample_scene
+from oneflow_core.shapes.scene import COLOURS, COUNT_WEIGHTS, GRID, SHAPES, Object, Scene, sample_scene
 
 Split = Literal["train", "heldout_random", "heldout_pair", "heldout_triple"]
 SPLITS: tuple[Split, ...] = ("train", "heldout_random", "heldout_pair", "heldout_triple")
@@ -46,13 +47,18 @@ def _is_heldout_triple(thing: Object) -> bool:
     return (thing.shape, thing.colour, thing.row, thing.col) in HELDOUT_TRIPLES
 
 
-def sample_in_split(rng: np.random.Generator, split: Split, n_objects: int | None = None) -> Scene:
+def sample_in_split(
+    rng: np.random.Generator,
+    split: Split,
+    n_objects: int | None = None,
+    weights: Sequence[float] = COUNT_WEIGHTS,
+) -> Scene:
     """A scene of `split`, by rejection; the number of objects keeps its law within the split.
 
     The number is drawn first, so that held-out scenes are not biased to many objects.
     """
     if n_objects is None:
-        n_objects = len(sample_scene(rng))
+        n_objects = len(sample_scene(rng, weights=weights))
     while True:
         scene = sample_scene(rng, n_objects)
         if split_of(scene) == split:

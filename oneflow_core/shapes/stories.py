@@ -15,7 +15,7 @@ from oneflow_core.shapes.checker import read
 from oneflow_core.shapes.grammar import caption, noun_phrase, parse, place_phrase
 from oneflow_core.shapes.lexicon import COLOUR_OF
 from oneflow_core.shapes.phrases import Mention, parse_phrase, parse_place, words_of
-from oneflow_core.shapes.scene import COLOURS, GRID, MAX_OBJECTS, Scene, sample_object
+from oneflow_core.shapes.scene import COLOURS, COUNT_WEIGHTS, GRID, MAX_OBJECTS, Scene, sample_object
 from oneflow_core.shapes.split import Split, sample_in_split, split_of
 
 Action = Literal["add", "remove", "recolour", "move"]
@@ -40,11 +40,16 @@ class Story:
     scenes: tuple[Scene, ...]
 
 
-def sample_story(rng: np.random.Generator, split: Split = "train", n_images: int | None = None) -> Story:
-    """A story of `n_images` (2 to 4 by default), every scene of it in `split`."""
+def sample_story(
+    rng: np.random.Generator,
+    split: Split = "train",
+    n_images: int | None = None,
+    weights: Sequence[float] = COUNT_WEIGHTS,
+) -> Story:
+    """A story of `n_images` (2 to 4 by default), every scene of it in `split`; `weights` as in `sample_scene`."""
     wanted = int(rng.integers(2, MAX_IMAGES + 1)) if n_images is None else n_images
     while True:
-        scene = sample_in_split(rng, split)
+        scene = sample_in_split(rng, split, weights=weights)
         texts, scenes = [caption(scene, rng)], [scene]
         for _ in range(20 * wanted):
             step = _sample_change(scenes[-1], rng) if len(scenes) < wanted else None
