@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ class RunningStack:
 def _home() -> Iterator[None]:
     yield
     shutil.rmtree(os.environ["ONEFLOW_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_clients() -> Iterator[None]:
+    """fsspec keeps a client for ever with the endpoint that it first saw; tests change endpoints."""
+    yield
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def exists(url: str) -> bool:
         except FileNotFoundError:
             return False
         # Some stores keep a prefix when the last object below it is gone.
-        return any(files for _, _, files in filesystem.walk(path))
+        return any(name for _, _, files in filesystem.walk(path) for name in files)
 
 
 def size(url: str) -> int:
