@@ -88,7 +88,9 @@ def test_a_write_waits_for_a_server_that_comes_back(home: Path, monkeypatch: pyt
     begun = up(config(), home)
     use(home, monkeypatch)
     storage.put_atomic("s3://oneflow/before", b"1")
-    os.kill(begun.services["s3"].pid or 0, signal.SIGKILL)
+    server = psutil.Process(begun.services["s3"].pid)
+    server.kill()
+    server.wait(30)
     healer = threading.Thread(target=up, args=(config(), home))
     healer.start()
     deadline = time.monotonic() + 120
