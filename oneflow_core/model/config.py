@@ -13,7 +13,7 @@ class ModelConfig:
     """Everything that determines the parameters' shapes and the forward pass.
 
     Raises:
-        ValueError: dimensions that do not divide.
+        ValueError: dimensions that do not divide, or a latent scale that is not above 0.
     """
 
     vocab_size: int = 128_256
@@ -39,6 +39,9 @@ class ModelConfig:
     clean_eps: float = 0.05
     """Least 1 - t in the conversion of a clean latent to a velocity (METHOD 12). The sampler takes no more than its
     own step, so that its last step lands on the data."""
+    latent_scale: float = 1.0
+    """Deviation of the corpus's latents, by which they are divided before the network sees them: flow matching wants
+    data as wide as its noise. `oneflow corpus inspect` measures it; 1 for what the codec was scaled on."""
     prompt_embedding: bool = True
     """Adds a learnt vector to prompt tokens (Edit Flows' conditioning flag); off for the bare paper."""
 
@@ -48,6 +51,8 @@ class ModelConfig:
                 f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads must divide width into "
                 "an even head size and kv_heads must divide heads"
             )
+        if not 0 < self.latent_scale < float("inf"):
+            raise ValueError(f"latent_scale {self.latent_scale}: must be a number above 0")
 
     @property
     def head_dim(self) -> int:

@@ -202,7 +202,8 @@ class OneFlowObjective:
                     f"a latent has {a.shape[0]} channels, the model takes {self.model.latent_channels}; "
                     "encode the corpus with the codec that the model is configured for"
                 )
-        clean = [patchify(a.astype(np.float32), self.model.patch) for a in latents]
+        scale = np.float32(self.model.latent_scale)
+        clean = [patchify(a.astype(np.float32) / scale, self.model.patch) for a in latents]
         noise = [rng.standard_normal(c.shape, np.float32) for c in clean]
         noisy = [interpolate(c, n, float(np.float32(t))) for c, n, t in zip(clean, noise, times, strict=True)]
         time_N = np.repeat(times, [len(c) for c in clean]).astype(np.float32)

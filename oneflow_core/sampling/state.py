@@ -130,7 +130,7 @@ class State:
                 continue
             if e.kind_E[run[0]] == IMAGE:
                 rows, cols = self.requests[b].grid
-                patches = self.patches[e.block_E[run[0]]]
+                patches = self.patches[e.block_E[run[0]]] * self.model.latent_scale
                 segments.append(unpatchify(patches, rows, cols, self.model.patch).numpy())
             else:
                 segments.append(tuple(e.token_E[run].tolist()))

@@ -66,6 +66,17 @@ def test_text_to_image_gives_the_text_and_asks_only_for_the_image() -> None:
     assert np.allclose(example.noisy_ND, t * example.clean_ND + (1 - t) * example.noise_ND, atol=1e-6)
 
 
+def test_latents_are_divided_by_their_scale() -> None:
+    document = sample(image(), text([5, 6, 7]))
+    plain = objective().prepare(document, np.random.default_rng(0))
+    wide = OneFlowObjective(OneFlowConfig(mixture=PLAIN), replace(TINY, latent_scale=2.5), WordTokenizer())
+    scaled = wide.prepare(document, np.random.default_rng(0))
+    assert np.allclose(2.5 * scaled.clean_ND, plain.clean_ND, atol=1e-6)
+    assert np.array_equal(scaled.noise_ND, plain.noise_ND)
+    with pytest.raises(ValueError, match="latent_scale"):
+        replace(TINY, latent_scale=0.0)
+
+
 def test_image_to_text_shows_features_and_has_slots_from_the_image_on() -> None:
     example = objective(text_to_image=0.0).prepare(sample(image(), text([5, 6, 7])), np.random.default_rng(4))
     assert example.feature_MD.shape == (4, 8)

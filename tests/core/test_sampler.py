@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -27,9 +27,9 @@ class Answer:
 class Oracle(nn.Module):
     """Knows the only document there is, so its counts, tokens and images are exact (METHOD section 9)."""
 
-    def __init__(self, answer: Answer, silent: bool = False) -> None:
+    def __init__(self, answer: Answer, silent: bool = False, latent_scale: float = 1.0) -> None:
         super().__init__()
-        self.config, self.answer, self.silent = TINY, answer, silent
+        self.config, self.answer, self.silent = replace(TINY, latent_scale=latent_scale), answer, silent
         self.anchor = nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs: ModelInputs) -> ModelOutputs:
@@ -77,6 +77,12 @@ def test_an_oracle_writes_and_draws_its_document(steps: int) -> None:
         assert out.trace.token == (5, 6, 7, 1, 8, 9)
         assert out.trace.passes <= 2 * steps + 10
         assert all(0 <= t <= 1 for t in out.trace.time)
+
+
+def test_latents_come_back_in_the_scale_of_the_codec() -> None:
+    oracle = Oracle(Answer([1]), latent_scale=3.0)
+    (out,) = run(oracle, [document(0)], steps=4, flush=4, image_guidance=1.0)
+    assert out.segments[0] == pytest.approx(1.5, abs=1e-3)
 
 
 def test_insertion_times_are_uniform_under_the_linear_schedule() -> None:

@@ -1,31 +1,43 @@
-"""Inspect: what a sharded corpus holds, in figures, from its manifest and indexes alone."""
+"""Inspect: what a sharded corpus holds, in figures, from its manifest, its indexes and a few of its samples."""
 
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oneflow_core.data.index import ShardIndex
 from oneflow_core.data.manifest import Manifest
-from oneflow_core.data.reader import index_url
+from oneflow_core.data.reader import ShardReader, index_url
 from workflows.corpus.parts import list_parts, read_part
 from workflows.corpus.verify import load_manifest
 from workflows.storage import join, read_bytes
 
+Array = NDArray[np.float64]
+T = TypeVar("T")
+
 READS_AT_ONCE = 8
 EXAMPLES = 10
+SAMPLED = 32
+"""Samples of each shard, at equal distances, whose latents are measured."""
+MEASURED_SHARDS = 16
+"""Shards, at equal distances, that these samples are taken from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A corpus in figures. `document_bytes` are quantiles of a document's JSON; `images` counts documents by images."""
+    """A corpus in figures. `document_bytes` are quantiles of a document's JSON; `images` counts documents by images.
+
+    `latent_std` is the deviation of the latents' values, for `model.dims.latent_scale`; None where there are none.
+    """
 
     manifest: Manifest
     document_bytes: dict[str, int]
     images: dict[int, int]
+    latent_std: float | None
     refused: list[dict[str, Any]]
     """A few refused rows: source, file, key, reason, head."""
 
@@ -34,7 +46,8 @@ class Inspection:
         tree = self.manifest.to_json()
         tree |= {"shards": len(tree["shards"]), "inputs": len(tree["inputs"]), "url": self.manifest.base}
         heads = [{**row, "head": row["head"].decode("utf-8", "replace")} for row in self.refused]
-        return tree | {"document_bytes": self.document_bytes, "images": self.images, "refused": heads}
+        figures = {"document_bytes": self.document_bytes, "images": self.images, "latent_std": self.latent_std}
+        return tree | figures | {"refused": heads}
 
 
 def inspect(url: str) -> Inspection:
@@ -46,13 +59,15 @@ def inspect(url: str) -> Inspection:
     manifest = load_manifest(url)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         indexes = list(pool.map(lambda s: _index(manifest.shard_url(s)), manifest.shards))
+        shards = list(zip(map(manifest.shard_url, manifest.shards), indexes, strict=True))
+        latents = list(pool.map(_latents, _spread(shards, MEASURED_SHARDS)))
     entries = [entry for index in indexes for entry in index.samples]
     sizes = np.array([m.size for entry in entries for m in entry.members if m.name == "json"] or [0])
     quantiles = {f"p{q}": int(np.percentile(sizes, q)) for q in (5, 50, 95)} | {"max": int(sizes.max())}
     images = [sum(m.name.endswith(".latent.npy") for m in entry.members) for entry in entries]
     numbers, counts = np.unique(np.array(images or [0]), return_counts=True)
     histogram = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    return Inspection(manifest, quantiles, histogram, _refused(manifest))
+    return Inspection(manifest, quantiles, histogram, _deviation(latents), _refused(manifest))
 
 
 def render(found: Inspection) -> str:
@@ -66,7 +81,8 @@ def render(found: Inspection) -> str:
         f"{totals.samples:,} documents, {totals.images:,} images, {totals.text_bytes:,} bytes of text, "
         f"{len(manifest.shards)} shards of {totals.bytes / 1e6:,.1f} MB together"
     )
-    console.print(f"latents {_shape(manifest.latent_shape)} by {manifest.codec}")
+    wide = "" if found.latent_std is None else f", deviation {found.latent_std:.2f}"
+    console.print(f"latents {_shape(manifest.latent_shape)} by {manifest.codec}{wide}")
     console.print(f"features {_shape(manifest.features_shape)} by {manifest.encoder}")
     lengths = ", ".join(f"{name} {size:,}" for name, size in found.document_bytes.items())
     console.print(f"bytes of a document's JSON: {lengths}")
@@ -121,6 +137,25 @@ def _refused(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _index(url: str) -> ShardIndex:
     return ShardIndex.from_bytes(read_bytes(index_url(url)))
+
+
+def _latents(shard: tuple[str, ShardIndex]) -> Array:
+    """Values of the latents of a few samples of one shard, [values]."""
+    url, index = shard
+    with ShardReader(url, index) as reader:
+        samples = [reader[n] for n in _spread(range(len(reader)), SAMPLED)]
+    values = [np.ravel(latent).astype(np.float64) for sample in samples for latent in sample.latents]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def _deviation(latents: Sequence[Array]) -> float | None:
+    values = np.concatenate(latents) if latents else np.zeros(0)
+    return float(values.std()) if values.size else None
+
+
+def _spread(things: Sequence[T], most: int) -> list[T]:
+    """At most `most` of them, at equal distances."""
+    return list(things[:: max(1, -(-len(things) // most))])
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

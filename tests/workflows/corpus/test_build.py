@@ -95,7 +95,11 @@ def test_what_was_built(whole: Whole) -> None:
     latents = {s.document.images[0].sha256: s.latents[0].tobytes() for s in samples}
     assert len(latents) == 40, "a picture that two documents use is encoded once"
     assert verify(manifest.base, deep=True).samples == 55
-    shown = render(inspect(manifest.base))
+    values = np.concatenate([np.ravel(latent) for s in samples for latent in s.latents]).astype(np.float64)
+    found = inspect(manifest.base)
+    assert found.latent_std == pytest.approx(values.std(), rel=0.05)
+    shown = render(found)
+    assert f"deviation {found.latent_std:.2f}" in shown
     assert "55 documents" in shown and "image unreadable: 1" in shown and "MIT 15" in shown
 
 
