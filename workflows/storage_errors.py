@@ -38,7 +38,7 @@ def is_exists(error: Exception) -> bool:
 
 def _told(error: Exception) -> tuple[str, str] | None:
     text = str(error)
-    if isinstance(error, FileNotFoundError) and "bucket" in text.lower():
+    if isinstance(error, FileNotFoundError) and "bucket does not exist" in text:
         return "the bucket does not exist", "create the bucket, or correct its name in the URL"
     if isinstance(error, FileNotFoundError):
         return "nothing is there", "correct the URL, or run the step that writes it"

@@ -122,6 +122,7 @@ def test_delete(tmp_path: Path) -> None:
     ("url", "cause"),
     [
         ("{dir}/none", "nothing is there"),
+        ("{dir}/my-bucket", "nothing is there"),
         ("foo://bucket/x", "Protocol not known"),
         ("gs://bucket/x", "needs a package that is missing"),
         ("{dir}/file/below", "a part of the path is a file"),
