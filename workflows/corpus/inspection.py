@@ -46,7 +46,11 @@ class Inspection:
         tree = self.manifest.to_json()
         tree |= {"shards": len(tree["shards"]), "inputs": len(tree["inputs"]), "url": self.manifest.base}
         heads = [{**row, "head": row["head"].decode("utf-8", "replace")} for row in self.refused]
-        figures = {"document_bytes": self.document_bytes, "images": self.images, "latent_std": self.latent_std}
+        figures = {
+            "document_bytes": self.document_bytes,
+            "images": self.images,
+            "latent_std": self.latent_std,
+        }
         return tree | figures | {"refused": heads}
 
 
