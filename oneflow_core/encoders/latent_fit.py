@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oneflow_core.encoders import imagery
 from oneflow_core.encoders.latent import LatentCodec
-from oneflow_core.encoders.optimizer import LayerMuon
+from oneflow_core.muon import LayerMuon
 from oneflow_core.shapes import Split
 
 if TYPE_CHECKING:

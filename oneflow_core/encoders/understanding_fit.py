@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from oneflow_core.encoders import imagery
 from oneflow_core.encoders.latent_fit import Progress, annealed
-from oneflow_core.encoders.optimizer import LayerMuon
 from oneflow_core.encoders.preprocessing import Preprocessing
 from oneflow_core.encoders.siblings import cell_labels, sibling_in_training, truth
 from oneflow_core.encoders.understanding import pad_ids
+from oneflow_core.muon import LayerMuon
 from oneflow_core.shapes import render, sample_in_split
 from oneflow_core.shapes.grammar import canonical_caption, caption, parse
 from oneflow_core.tokenizer import Tokenizer

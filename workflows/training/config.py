@@ -85,14 +85,18 @@ class DataSettings(Config):
 
 
 class OptimiserSettings(Config):
-    """AdamW and its learning rate, as a function of progress = max(step / steps, minutes / max_minutes)."""
+    """The optimiser and its learning rate, a function of progress = max(step / steps, minutes / max_minutes)."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon takes the matrices of the trunk's blocks and leaves the rest to AdamW; its steps are as large as AdamW's."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate; small networks bear more than the 3e-4 of Edit Flows."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the mean of gradients (Edit Flows: 0.9)."""
     beta2: float = Field(0.95, ge=0, lt=1)
     """Decay of the mean of squared gradients (Edit Flows: 0.95)."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Nesterov momentum of Muon."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.05, ge=0)

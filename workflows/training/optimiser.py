@@ -1,7 +1,8 @@
-"""AdamW over sharded parameters, its gradient norm and the moving average, on each rank's own pieces.
+"""AdamW and Muon over sharded parameters, the gradient's norm and the moving average, on each rank's own pieces.
 
 Pieces of different ranks are disjoint, so element-wise work needs no communication and runs on plain local tensors:
-for small models the bookkeeping of distributed tensors costs more than the arithmetic.
+for small models the bookkeeping of distributed tensors costs more than the arithmetic. Muon alone looks at whole
+matrices; `workflows.training.muon` deals them out.
 """
 
 import torch
@@ -9,34 +10,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from workflows.training.config import OptimiserSettings
+from workflows.training.muon import Exchange
 from workflows.training.parallel import local
 
 
 class Optimiser:
-    """AdamW with global-norm clipping, and an exponential moving average of the weights.
+    """AdamW or Muon with global-norm clipping, and an exponential moving average of the weights.
 
-    Matrices decay; norms, biases, embeddings and other vectors do not.
+    Matrices decay; norms, biases, embeddings and other vectors do not. With Muon, the matrices of blocks (elements of
+    a ModuleList) step along their orthogonalised momentum, all else by AdamW at the same rate.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
         self._settings = settings
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._local = {name: nn.Parameter(local(p.detach())) for name, p in self._named.items()}
-        kept = _undecayed(model)
+        kept, turned = _undecayed(model), _matrices(model) if settings.kind == "muon" else set()
+        self._turned = [name for name in self._named if name in turned]
+        self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned])
+        stepped = {n: p for n, p in self._local.items() if n not in turned}
         groups = [
             {
-                "params": [p for n, p in self._local.items() if n not in kept],
+                "params": [p for n, p in stepped.items() if n not in kept],
                 "weight_decay": settings.weight_decay,
             },
-            {"params": [p for n, p in self._local.items() if n in kept], "weight_decay": 0.0},
+            {"params": [p for n, p in stepped.items() if n in kept], "weight_decay": 0.0},
         ]
         self._adam = torch.optim.AdamW(
             groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
         )
         self._average = {name: p.detach().clone() for name, p in self._named.items()}
+        held = {"exp_avg": stepped, "exp_avg_sq": stepped, "momentum": turned}
         self._moments = {
-            kind: {name: torch.zeros_like(p.detach()) for name, p in self._named.items()}
-            for kind in ("exp_avg", "exp_avg_sq")
+            kind: {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if n in names}
+            for kind, names in held.items()
         }
         self.set_steps(0)
 
@@ -55,8 +62,9 @@ class Optimiser:
 
     def set_steps(self, steps: int) -> None:
         """Point Adam at the moments, as after `steps` steps."""
-        for name, p in self._local.items():
-            moments = {kind: local(held[name]) for kind, held in self._moments.items()}
+        for name in self._moments["exp_avg"]:
+            p = self._local[name]
+            moments = {kind: local(self._moments[kind][name]) for kind in ("exp_avg", "exp_avg_sq")}
             self._adam.state[p] = {"step": torch.tensor(float(steps), device=p.device), **moments}
 
     @torch.no_grad()
@@ -69,10 +77,23 @@ class Optimiser:
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        if self._turned:
+            self._turn(lr)
+        for p in self._local.values():
+            p.grad = None
         averages = [local(t) for t in self._average.values()]
         torch._foreach_lerp_(averages, [p.detach() for p in self._local.values()], 1 - ema_decay)
         return norm
+
+    def _turn(self, lr: float) -> None:
+        """Muon's step: p <- (1 - lr * decay) p - lr * direction(Nesterov momentum)."""
+        pieces = [self._local[name].detach() for name in self._turned]
+        grads = [_gradient(self._local[name]) for name in self._turned]
+        speeds = [local(self._moments["momentum"][name]) for name in self._turned]
+        torch._foreach_lerp_(speeds, grads, 1 - self._settings.momentum)
+        steps = self._exchange.directions(torch._foreach_lerp(grads, speeds, self._settings.momentum))
+        torch._foreach_mul_(pieces, 1 - lr * self._settings.weight_decay)
+        torch._foreach_add_(pieces, steps, alpha=-lr)
 
     def _clip(self) -> Tensor:
         grads = [p.grad for p in self._local.values() if p.grad is not None]
@@ -83,7 +104,20 @@ class Optimiser:
         return norm
 
 
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
 def _undecayed(model: nn.Module) -> set[str]:
     """Names of parameters without weight decay: vectors, and tables of embeddings."""
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     return tables | {name for name, p in model.named_parameters() if p.ndim < 2}
+
+
+def _matrices(model: nn.Module) -> set[str]:
+    """Names of the matrices of blocks, without tables of embeddings."""
+    blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    inside = {
+        n for n, p in model.named_parameters() if any(n.startswith(f"{b}.") for b in blocks) and p.ndim == 2
+    }
+    return inside - _undecayed(model)

@@ -79,7 +79,7 @@ def tiny_config(corpus: Path, checkpoints: Path, **changes: Any) -> TrainConfig:
             "holdout": 0.1,
             "heldout_packs": 1,
         },
-        "optimiser": {"lr": 3e-3, "warmup_steps": 5},
+        "optimiser": {"kind": "muon", "lr": 3e-3, "warmup_steps": 5},
         "budget": {"steps": 12},
         "checkpoint": {"url": str(checkpoints), "every_steps": 4},
         "watch": {"log_every": 2, "heldout_every": 4, "sample_every": 1000},

@@ -72,10 +72,13 @@ def _our_workers() -> list[psutil.Process]:
     return found
 
 
-def kill_one_worker(root: Path, killed: list[int], over: threading.Event) -> None:
-    """SIGKILL to a training worker once a checkpoint is committed."""
+def kill_one_worker(root: Path, tracking: str, killed: list[int], over: threading.Event) -> None:
+    """SIGKILL to a training worker once a checkpoint is committed and the run of experiment `tiny` is begun."""
+    client = MlflowClient(tracking)
     while not over.wait(0.05):
-        if list(root.glob("*/commits/*.json")):
+        experiment = client.get_experiment_by_name("tiny")
+        begun = experiment is not None and client.search_runs([experiment.experiment_id])
+        if begun and list(root.glob("*/commits/*.json")):
             for process in _our_workers():
                 killed.append(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +106,7 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     killed: list[int] = []
     said: list[str] = []
     over = threading.Event()
-    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "checkpoints", killed, over))
+    killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "checkpoints", tracking, killed, over))
     killer.start()
     try:
         report = run(config, say=said.append)

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from oneflow_core.encoders.optimizer import LayerMuon, orthogonalise
+from oneflow_core.muon import LayerMuon, orthogonalise
 
 
 def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values() -> None:
@@ -29,3 +29,10 @@ def test_layer_muon_solves_a_linear_problem_and_moves_every_parameter() -> None:
     assert losses[-1] < 0.1 * losses[0]
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_orthogonalise_takes_batches() -> None:
+    for rows, columns in ((4, 9), (9, 4)):
+        batch = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+        each = torch.stack([torch.stack([orthogonalise(m) for m in row]) for row in batch])
+        torch.testing.assert_close(orthogonalise(batch), each)

@@ -1,4 +1,4 @@
-"""Muon for small networks: weights of linear and convolution layers as matrices, everything else by AdamW."""
+"""Muon (Jordan et al. 2024): steps along the orthogonalised momentum of a matrix; and the encoders' optimizer."""
 
 from __future__ import annotations
 
@@ -42,26 +42,31 @@ class LayerMuon:
                 continue
             speed.lerp_(weight.grad, 1 - self.momentum)
             ahead = torch.lerp(weight.grad, speed, self.momentum).flatten(1)
-            step = orthogonalise(ahead) * (RMS * max(ahead.shape) ** 0.5)
-            weight.mul_(1 - self.rate * self.decay).sub_(step.view_as(weight), alpha=self.rate)
+            step = direction(ahead)
+            weight.mul_(1 - self.rate * self.decay).sub_(step.reshape_as(weight), alpha=self.rate)
         self.adam.step()
         self.model.zero_grad(set_to_none=True)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2 where they were not tiny).
+    """Matrices [..., m, n] with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2).
 
-    The rounds run on the small Gram matrix only: with A = X X^T and P a polynomial in A, (P X)(P X)^T = P A P.
+    Tiny singular values stay small. The rounds run on the small Gram matrix only: with A = X X^T and P a polynomial
+    in A, (P X)(P X)^T = P A P. In the matrix's own dtype: bf16, as torch.optim.Muon takes, is slow on most CPUs.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        turned: Tensor = orthogonalise(matrix.T).T
-        return turned
-    scaled = matrix / (matrix.norm() + 1e-12)
-    gram = scaled @ scaled.T
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return orthogonalise(matrix.mT).mT
+    scaled = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-12)
+    gram = scaled @ scaled.mT
     a, b, c = NEWTON_SCHULZ
-    total = identity = torch.eye(len(gram))
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    total = identity.expand_as(gram)
     for _ in range(ROUNDS):
         factor = a * identity + b * gram + c * gram @ gram
         total, gram = factor @ total, factor @ gram @ factor
-    result: Tensor = total @ scaled
-    return result
+    return total @ scaled
+
+
+def direction(matrix: Tensor) -> Tensor:
+    """The step of Muon at rate 1 for momenta [..., m, n]: orthogonalised, with the root mean square of AdamW's."""
+    return orthogonalise(matrix) * (RMS * max(matrix.shape[-2:]) ** 0.5)
