@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from tests.conftest import RunningStack
+from tests.workflows.corpus.inputs import shared
 from workflows.demo.config import DemoConfig
 from workflows.demo.line import DemoReport, run
 
@@ -173,6 +174,41 @@ def test_a_second_demo_trains_anew(made: Made) -> None:
     first, second = (made.config.train_config(manifest.base, seed) for seed in (0, 1))
     assert has_ended(first)
     assert not has_ended(second)
+
+
+def test_the_line_runs_on_real_pictures_by_two_more_sources(made: Made, ray_stack: RunningStack) -> None:
+    """Emoji, and what img2dataset wrote with its failures, beside the shapes: built, trained on, registered, used."""
+    from workflows.corpus import build
+    from workflows.corpus.config import CorpusConfig
+    from workflows.storage import open_fs
+    from workflows.training.train import run as train
+
+    tars = [shared("noto_emoji"), shared("img2dataset_output") / "webdataset_jpg256"]
+    shapes = made.config.corpus_config()
+    store, path = open_fs(f"{shapes.root}/raw")
+    sources = [s.model_dump() for s in shapes.sources]
+    for folder, caption in zip(tars, ("{json.label}", "{txt}"), strict=True):
+        store.put(f"{folder}/", f"{path}/{folder.name}/", recursive=True)
+        more = {"name": folder.name, "urls": [f"${{root}}/raw/{folder.name}/*.tar"], "caption": caption}
+        sources.append({**more, "format": "webdataset", "licence": "Apache-2.0", "limit": 80})
+    built = build.run(
+        CorpusConfig.model_validate({**shapes.model_dump(), "name": "real", "sources": sources})
+    )
+    assert built.made and built.manifest is not None
+    kept = {name: account.kept for name, account in built.manifest.accounts.items()}
+    assert kept == {"captions": 120, "vqa": 50, "stories": 30, "noto_emoji": 80, "webdataset_jpg256": 80}
+    refused = built.manifest.accounts["webdataset_jpg256"].refused
+    assert refused and all(reason.startswith("upstream failed") for reason in refused)
+
+    config = made.config.train_config(built.manifest.base)
+    short = config.budget.model_copy(update={"steps": 6})
+    named = config.registry.model_copy(update={"name": "oneflow-real"})
+    trained = train(config.model_copy(update={"budget": short, "registry": named}))
+    assert trained.step == 6 and trained.model is not None
+    pipeline = OneFlowPipeline.from_pretrained(trained.model.uri)
+    image = pipeline([Prompt(("lady beetle",), "image")])[0].images[0]
+    assert image.size == (64, 64)
+    assert isinstance(pipeline([Prompt((image,), "text")])[0].text, str)
 
 
 def test_serve_is_gone_when_the_evaluation_is_over(made: Made) -> None:

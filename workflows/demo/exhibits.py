@@ -32,7 +32,7 @@ CURVES = {
     "train/text/ce": "text: tokens (cross-entropy)",
     "train/text/rate_regret": "text: counts (Poisson, from its least)",
     "train/text/zero": "text: empty gaps (BCE)",
-    "train/image/velocity": "image: velocity (MSE)",
+    "train/image/mse": "image: squared error",
     "heldout/loss": "held-out loss",
     "train/lr": "learning rate",
 }

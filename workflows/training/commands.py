@@ -1,9 +1,11 @@
 """`oneflow train` and `oneflow models`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from workflows.errors import OneFlowError
 from workflows.output import AsJson, print_json
 
 models_app = typer.Typer(
@@ -69,6 +71,30 @@ def promote(
     typer.echo(f"{done['uri']} is version {done['version']} (was {done['before'] or 'none'})")
     if as_json:
         print_json(done)
+
+
+@models_app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an fsspec URL, a directory or embedded.")],
+    out: Annotated[Path, typer.Argument(help="Directory for the model; must not hold one already.")],
+    half: Annotated[bool, typer.Option("--half", help="Weights in float16: half the bytes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model with its tokenizer, encoders and card into a directory that needs no registry."""
+    import torch
+
+    from oneflow_core.pipeline import OneFlowPipeline
+
+    try:
+        pipeline = OneFlowPipeline.from_pretrained(model, dtype=torch.float16 if half else torch.float32)
+        pipeline.save_pretrained(out)
+    except ValueError as error:
+        cause, _, mend = str(error).partition("; ")
+        raise OneFlowError(f"exporting {model}", cause, mend or "see oneflow models list") from error
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    typer.echo(f"{model} (version {pipeline.identity['version']}) is at {out}, {size / 1e6:.1f} MB")
+    if as_json:
+        print_json({"model": dict(pipeline.identity), "directory": str(out), "bytes": size})
 
 
 @models_app.command()

@@ -16,7 +16,7 @@ PART_NAMES = {
     "rate": "text/rate",
     "zero": "text/zero",
     "rate_regret": "text/rate_regret",
-    "image": "image/velocity",
+    "image": "image/mse",
 }
 """Names in MLflow of the parts of the loss; others keep their own."""
 SUM = "loss"

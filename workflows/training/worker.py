@@ -80,8 +80,8 @@ def progress_line(progress: Progress) -> str:
     return f"step {progress.step} {progress.done:4.0%} {parts}{tail} {speed:,.0f} tokens/s ({clock})"
 
 
-SHOWN = ("train/loss", "train/text/ce", "train/text/rate_regret", "train/text/zero", "train/image/velocity")
-SHORT = {"text/ce": "ce", "text/rate_regret": "rate", "text/zero": "zero", "image/velocity": "image"}
+SHOWN = ("train/loss", "train/text/ce", "train/text/rate_regret", "train/text/zero", "train/image/mse")
+SHORT = {"text/ce": "ce", "text/rate_regret": "rate", "text/zero": "zero", "image/mse": "image"}
 
 
 def main() -> None:
