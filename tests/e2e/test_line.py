@@ -176,29 +176,39 @@ def test_a_second_demo_trains_anew(made: Made) -> None:
     assert not has_ended(second)
 
 
-def test_the_line_runs_on_real_pictures_by_two_more_sources(made: Made, ray_stack: RunningStack) -> None:
+def test_the_line_runs_on_real_pictures_by_more_sources(made: Made, ray_stack: RunningStack) -> None:
     """Emoji, and what img2dataset wrote with its failures, beside the shapes: built, trained on, registered, used."""
     from workflows.corpus import build
     from workflows.corpus.config import CorpusConfig
+    from workflows.corpus.inspection import inspect, render
+    from workflows.corpus.verify import verify
     from workflows.storage import open_fs
     from workflows.training.train import run as train
 
-    tars = [shared("noto_emoji"), shared("img2dataset_output") / "webdataset_jpg256"]
     shapes = made.config.corpus_config()
     store, path = open_fs(f"{shapes.root}/raw")
-    sources = [s.model_dump() for s in shapes.sources]
-    for folder, caption in zip(tars, ("{json.label}", "{txt}"), strict=True):
-        store.put(f"{folder}/", f"{path}/{folder.name}/", recursive=True)
-        more = {"name": folder.name, "urls": [f"${{root}}/raw/{folder.name}/*.tar"], "caption": caption}
-        sources.append({**more, "format": "webdataset", "licence": "Apache-2.0", "limit": 80})
-    built = build.run(
-        CorpusConfig.model_validate({**shapes.model_dump(), "name": "real", "sources": sources})
-    )
+    for name in ("noto_emoji", "img2dataset_output"):
+        store.put(f"{shared(name)}/", f"{path}/{name}/", recursive=True)
+    raw, some = "${root}/raw", {"licence": "Apache-2.0", "limit": 80}
+    tars, files = (f"{raw}/img2dataset_output/{d}" for d in ("webdataset_jpg256", "files_keep_ratio_png"))
+    label = {"caption": "{json.label}"}
+    more = [
+        {"name": "emoji", "format": "webdataset", "urls": [f"{raw}/noto_emoji/*.tar"], **label, **some},
+        {"name": "tars", "format": "webdataset", "urls": [f"{tars}/*.tar"], **some},
+        {"name": "files", "format": "folder", "urls": [f"{files}/*"], **some},
+    ]
+    tree = {**shapes.model_dump(), "name": "real"}
+    built = build.run(CorpusConfig.model_validate({**tree, "sources": [*tree["sources"], *more]}))
     assert built.made and built.manifest is not None
-    kept = {name: account.kept for name, account in built.manifest.accounts.items()}
-    assert kept == {"captions": 120, "vqa": 50, "stories": 30, "noto_emoji": 80, "webdataset_jpg256": 80}
-    refused = built.manifest.accounts["webdataset_jpg256"].refused
-    assert refused and all(reason.startswith("upstream failed") for reason in refused)
+    accounts = built.manifest.accounts
+    assert {name: account.kept for name, account in accounts.items()} == {
+        **{"captions": 120, "vqa": 50, "stories": 30},
+        **dict.fromkeys(("emoji", "tars", "files"), 80),
+    }
+    for name in ("tars", "files"):
+        assert accounts[name].refused and {r.split()[0] for r in accounts[name].refused} == {"upstream"}
+    assert verify(built.manifest.base, deep=True).samples == 440
+    assert "upstream failed" in render(inspect(built.manifest.base))
 
     config = made.config.train_config(built.manifest.base)
     short = config.budget.model_copy(update={"steps": 6})

@@ -16,8 +16,7 @@ import pytest
 from oneflow_core.data.manifest import Manifest
 from oneflow_core.data.reader import ShardReader, index_url
 from oneflow_core.data.shard import Sample, write_shard
-from tests.conftest import RunningStack
-from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, shared, tar
+from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from workflows.corpus import build
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.inspection import inspect, render
@@ -188,31 +187,6 @@ def test_more_files_and_another_seed(whole: Whole, tmp_path: Path) -> None:
     assert sorted(order) == sorted(before) and order != before
     old = tree(whole.folder / "shards" / "test" / whole.manifest.version, ".")
     assert tree(tmp_path / "root" / "shards" / "test" / whole.manifest.version, ".") == old
-
-
-def test_real_sources_on_s3(stack: RunningStack) -> None:
-    """Emoji, and what img2dataset wrote with its failures, from and to S3, with features too."""
-    from workflows.storage import open_fs
-
-    root = stack.url("real")
-    store, path = open_fs(root)
-    for name in ("noto_emoji", "img2dataset_output"):
-        store.put(str(shared(name)) + "/", f"{path}/raw/{name}/", recursive=True)
-    img2dataset = "${root}/raw/img2dataset_output"
-    tars = {"name": "tars", "format": "webdataset", "urls": [f"{img2dataset}/webdataset_jpg256/*.tar"]}
-    files = {"name": "files", "format": "folder", "urls": [f"{img2dataset}/files_keep_ratio_png/*"]}
-    label = {"caption": "{json.label}", "limit": 100, "licence": "Apache-2.0"}
-    emoji = {"name": "emoji", "format": "webdataset", "urls": ["${root}/raw/noto_emoji/*.tar"], **label}
-    config = corpus(root, emoji, tars, files)
-    manifest = built(build.run(config))
-    kept = {name: account.kept for name, account in manifest.accounts.items()}
-    assert kept == {"emoji": 100, "tars": 100, "files": 100}
-    failed = {"upstream failed_to_download": 4, "upstream failed_to_resize": 2}
-    assert manifest.accounts["tars"].refused == manifest.accounts["files"].refused == failed
-    assert manifest.features_shape is not None and manifest.encoder is not None
-    assert verify(f"{root}/shards/test", deep=True).samples == 300
-    assert "upstream failed_to_resize" in render(inspect(manifest.base))
-    assert build.run(config).made is False
 
 
 def test_damage_is_refused(whole: Whole, tmp_path: Path) -> None:
