@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from tests.conftest import RunningStack
-from tests.workflows.corpus.inputs import shared
+from tests.reference import shared
 from workflows.demo.config import DemoConfig
 from workflows.demo.line import DemoReport, run
 

@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from workflows.corpus.config import CorpusConfig
-
-SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    """A directory of real inputs; skips the test where it is absent."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return path
 
 
 def png(seed: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.workflows.corpus.inputs import encoded, shared
+from tests.reference import shared
+from tests.workflows.corpus.inputs import encoded
 from workflows.corpus.config import LimitsConfig
 from workflows.corpus.pictures import PictureError, probe, square
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, shared, tar
+from tests.reference import shared
+from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from workflows.corpus.sources import READERS, Draft, Picture, Refused
 
 PNG = png(1)
