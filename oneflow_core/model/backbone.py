@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,10 +12,20 @@ from torch import Tensor, nn
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import AttentionPlan
 
+LLAMA3_CONTEXT, LLAMA3_SLOW, LLAMA3_FAST = 8192, 1.0, 4.0
+"""Of Llama 3's scaling: rotations of under SLOW turns in its first context are slowed, of over FAST are not."""
 
-def rotary_table(position_T: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Unit complex numbers of RoPE, [T, 1, head_dim / 2], complex64."""
+
+def rotary_table(position_T: Tensor, head_dim: int, theta: float, scaling: float = 1.0) -> Tensor:
+    """Unit complex numbers of RoPE, [T, 1, head_dim / 2], complex64.
+
+    `scaling` above 1 slows the slow rotations by that factor, and those between in part, as Llama 3.1 and later do.
+    """
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=position_T.device).float() / head_dim)
+    if scaling != 1:
+        turns = LLAMA3_CONTEXT * frequency / (2 * math.pi)
+        kept = ((turns - LLAMA3_SLOW) / (LLAMA3_FAST - LLAMA3_SLOW)).clamp(0, 1)
+        frequency = frequency * (kept + (1 - kept) / scaling)
     angle = position_T.float()[:, None] * frequency
     return torch.polar(torch.ones_like(angle), angle)[:, None]
 
@@ -29,12 +40,12 @@ def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
 
 
 def packed_attention(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, plan: AttentionPlan) -> Tensor:
-    """Bidirectional attention within each document of a pack: [T, H, d] from H query and G key/value heads."""
+    """Attention within each document of a pack, as the plan says: [T, H, d] from H query and G key/value heads."""
     parts = []
     for bucket in plan.buckets:
         q, k, v = (x[bucket.token_BL].transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bucket.mask_B11L, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=bucket.mask, enable_gqa=q.shape[1] != k.shape[1]
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[plan.restore_T]
@@ -105,7 +116,8 @@ class Backbone(nn.Module):
 
     def forward(self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan) -> Tensor:
         """Final hidden states, [T, D]."""
-        rope = rotary_table(position_T, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        rope = rotary_table(position_T, config.head_dim, config.rope_theta, config.rope_scaling)
         for block in self.blocks:
             x_TD = block(x_TD, rope, plan)
         return self.norm(x_TD)

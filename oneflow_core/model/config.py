@@ -27,6 +27,8 @@ class ModelConfig:
     ffn: int = 8192
     """Hidden width of SwiGLU."""
     rope_theta: float = 500_000.0
+    rope_scaling: float = 1.0
+    """Factor of Llama 3's scaling of slow rotations: 8 for Llama 3.1, 32 for 3.2, 1 for none."""
     norm_eps: float = 1e-5
     latent_channels: int = 16
     """Channels of the latent codec; 16 for SD3 and FLUX."""

@@ -40,13 +40,18 @@ class AttentionBucket:
 
     token_BL: Tensor
     """Index into the pack's tokens, int64; padding repeats token 0 of the pack."""
-    mask_B11L: Tensor | None
-    """Which keys are real, bool; None where no document is padded."""
+    mask: Tensor | None
+    """Which keys a query sees, bool, [B, 1, 1, L] or [B, 1, L, L]; None where it is all of them."""
 
 
 @dataclass
 class AttentionPlan:
-    """Block-diagonal attention over packed documents, exact: each document attends to itself alone."""
+    """Block-diagonal attention over packed documents, exact: each document attends to itself alone.
+
+    Within a document a token sees those whose order is not above its own: with one order for all it sees everything,
+    with the place of each token as its order nothing after it, with the patches of an image sharing theirs
+    Transfusion's mixture of both.
+    """
 
     buckets: list[AttentionBucket]
     restore_T: Tensor
@@ -55,8 +60,13 @@ class AttentionPlan:
     """Document of each token, for kernels that mask instead of gather."""
 
     @classmethod
-    def build(cls, lengths_B: NDArray[np.int64], waste: float = 0.12) -> AttentionPlan:
-        """Groups documents of lengths `lengths_B`, in pack order, so that padding stays below `waste` of a bucket."""
+    def build(
+        cls, lengths_B: NDArray[np.int64], order_T: NDArray[np.int64] | None = None, waste: float = 0.12
+    ) -> AttentionPlan:
+        """Groups documents of lengths `lengths_B`, in pack order, so that padding stays below `waste` of a bucket.
+
+        `order_T` is the order of each token; None: every token sees its whole document.
+        """
         starts_B = np.cumsum(lengths_B) - lengths_B
         restore_T = np.empty(int(lengths_B.sum()), np.int64)
         buckets, offset = [], 0
@@ -66,10 +76,18 @@ class AttentionPlan:
             index_BL = np.where(real_BL, starts_B[members, None] + np.arange(longest), 0)
             restore_T[index_BL[real_BL]] = offset + np.flatnonzero(real_BL)
             offset += real_BL.size
-            mask = None if real_BL.all() else torch.from_numpy(real_BL[:, None, None, :])
-            buckets.append(AttentionBucket(torch.from_numpy(index_BL), mask))
+            order_BL = None if order_T is None else order_T[index_BL]
+            buckets.append(AttentionBucket(torch.from_numpy(index_BL), _mask(real_BL, order_BL)))
         document_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
         return cls(buckets, torch.from_numpy(restore_T), torch.from_numpy(document_T))
+
+
+def _mask(real_BL: NDArray[np.bool_], order_BL: NDArray[np.int64] | None) -> Tensor | None:
+    """Keys that are real and whose order is not above the query's; a query that is padding sees all real ones."""
+    if order_BL is None or (order_BL == order_BL[:, :1])[real_BL].all():
+        return None if real_BL.all() else torch.from_numpy(real_BL[:, None, None, :])
+    seen_BLL = (order_BL[:, None, :] <= order_BL[:, :, None]) | ~real_BL[:, :, None]
+    return torch.from_numpy((seen_BLL & real_BL[:, None, :])[:, None])
 
 
 def _groups(lengths_B: NDArray[np.int64], waste: float) -> list[NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""The network against dense attention, one document at a time, and transformers' Llama."""
+"""The network against dense attention and one document at a time."""
 
 from __future__ import annotations
 
@@ -38,45 +38,25 @@ def test_plans_hold_every_token_once_and_waste_little(lengths: list[int]) -> Non
     assert sum(b.token_BL.numel() for b in plan.buckets) <= sum(lengths) / (1 - 0.12) + 1e-6
 
 
-def test_the_trunk_is_llama_without_the_causal_mask() -> None:
-    from transformers import LlamaConfig, LlamaModel
-
-    config = TINY
-    llama = LlamaModel(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            intermediate_size=config.ffn,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            rope_theta=config.rope_theta,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            rms_norm_eps=config.norm_eps,
-            attn_implementation="eager",
-        )
-    ).eval()
-    trunk = Backbone(config).eval()
-
-    def pairs(weight: torch.Tensor) -> torch.Tensor:
-        return (
-            weight.view(-1, 2, config.head_dim // 2, config.width).transpose(1, 2).reshape(-1, config.width)
-        )
-
-    with torch.no_grad():
-        trunk.norm.weight.copy_(llama.norm.weight)
-        for ours, theirs in zip(trunk.blocks, llama.layers, strict=True):
-            attention, mlp = theirs.self_attn, theirs.mlp
-            q, k, v = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
-            ours.attention.qkv.weight.copy_(torch.cat([pairs(q), pairs(k), v]))
-            ours.attention.out.weight.copy_(attention.o_proj.weight)
-            ours.ffn.gate_up.weight.copy_(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
-            ours.ffn.down.weight.copy_(mlp.down_proj.weight)
-        x = torch.randn(11, config.width)
-        everyone = torch.zeros(1, 1, 11, 11)
-        reference = llama(inputs_embeds=x[None], attention_mask=everyone).last_hidden_state[0]
-        mine = trunk(x, torch.arange(11), AttentionPlan.build(np.array([11])))
-    assert torch.allclose(mine, reference, atol=1e-5)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=12), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_tokens_see_their_document_up_to_their_own_order(orders: list[list[int]]) -> None:
+    order = torch.tensor([o for document in orders for o in document])
+    plan = AttentionPlan.build(np.array([len(o) for o in orders]), order.numpy())
+    torch.manual_seed(len(order))
+    q, k, v = (torch.randn(len(order), 2, 8, requires_grad=True) for _ in range(3))
+    seen = (plan.document_T[:, None] == plan.document_T) & (order <= order[:, None])
+    scores = (q.transpose(0, 1) @ k.transpose(0, 1).transpose(1, 2)) / 8**0.5
+    dense = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.transpose(0, 1)).transpose(0, 1)
+    ours = packed_attention(q, k, v, plan)
+    assert torch.allclose(ours, dense, atol=1e-5)
+    weight = torch.randn_like(ours)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * weight).sum(), (q, k, v)),
+        torch.autograd.grad((dense * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 def _model(config: ModelConfig = TINY) -> OneFlowModel:

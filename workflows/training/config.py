@@ -15,6 +15,10 @@ class ModelSettings(Config):
     dims: dict[str, Any] = Field(default_factory=dict)
     """Fields of the preset to change, e.g. {width: 256, layers: 8}; any field of oneflow_core.model.ModelConfig."""
 
+    llama: str | None = None
+    """Directory of a Llama in Hugging Face's format whose trunk and embedding are the start; each worker must see it.
+    Its dimensions must be those of the model, and data.tokenizer should be its own."""
+
 
 class MixtureSettings(Config):
     """How documents without fixed roles are used (oneflow_core.objectives.tasks.TaskMixture)."""

@@ -15,6 +15,7 @@ from oneflow_core.data.loader import Corpus, Loader, LoaderConfig
 from oneflow_core.data.manifest import Manifest, ManifestError
 from oneflow_core.data.store import default_cache
 from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
+from oneflow_core.model.llama import LlamaError, check_llama, load_llama
 from oneflow_core.objectives import OneFlowConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Example, Pack, collate
@@ -36,6 +37,8 @@ class Materials:
     model_config: ModelConfig
     objective: OneFlowObjective
     run_key: str
+    llama: str | None = None
+    """Directory of the Llama that the trunk starts from."""
 
     @property
     def corpus_version(self) -> str:
@@ -45,7 +48,10 @@ class Materials:
     def build_model(self, seed: int) -> OneFlowModel:
         """The network with its initial weights, the same on every worker."""
         torch.manual_seed(seed)
-        return OneFlowModel(self.model_config)
+        model = OneFlowModel(self.model_config)
+        if self.llama:
+            load_llama(model, self.llama)
+        return model
 
     def build_loader(
         self, data: DataSettings, seed: int, part: Literal["train", "heldout"], rank: int, world_size: int
@@ -82,8 +88,14 @@ def gather(config: TrainConfig) -> Materials:
     manifests = tuple(_manifest(corpus.url) for corpus in config.data.corpora)
     tokenizer = Tokenizer.from_pretrained(config.data.tokenizer)
     model_config = _model_config(config.model, manifests, tokenizer)
+    if config.model.llama:
+        try:
+            check_llama(model_config, config.model.llama)
+        except LlamaError as error:
+            raise UsageError("model.llama", str(error), "or leave it out, to start from scratch") from None
     objective = OneFlowObjective(objective_config(config.objective), model_config, tokenizer)
-    return Materials(manifests, tokenizer, model_config, objective, _run_key(config, manifests, tokenizer))
+    key = _run_key(config, manifests, tokenizer)
+    return Materials(manifests, tokenizer, model_config, objective, key, config.model.llama)
 
 
 def objective_config(settings: ObjectiveSettings) -> OneFlowConfig:

@@ -166,6 +166,8 @@ def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, t
         run(tiny_config(corpus, tmp_path, model__dims={"widht": 3}))
     with pytest.raises(UsageError, match="heads must divide width"):
         run(tiny_config(corpus, tmp_path, model__dims={"width": 31}))
+    with pytest.raises(UsageError, match="model.llama: .*No such file"):
+        run(tiny_config(corpus, tmp_path, model__llama=str(tmp_path)))
 
 
 def test_the_preset_is_valid_and_the_key_knows_what_makes_a_run(corpus: Path, tmp_path: Path) -> None:
