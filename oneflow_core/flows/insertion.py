@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-FireRule = Literal["gate", "mean"]
+FireRule = Literal["gate", "mean", "exact"]
 
 PI_LOGIT_AT_START = 0.6931
 """logit of P(no token missing) = 2/3, its mean over t ~ U[0, 1] (METHOD 7.6)."""
@@ -69,7 +69,11 @@ def fire_probability(pi_S: Tensor, rate_S: Tensor, arrival_S: Tensor, rule: Fire
     """Probability that one token enters each gap in a step (paper Algorithm 2).
 
     gate: (1 - pi) min(1, rho lambda). mean: min(1, rho (1 - pi) lambda). They differ only where rho lambda > 1.
+    exact: (1 - pi) (1 - (1 - rho)^lambda), that at least one of lambda missing tokens arrives; as only one may enter,
+    it leaves more of them out than the others do (METHOD 7.4).
     """
     if rule == "gate":
         return (1 - pi_S) * torch.clamp(arrival_S * rate_S, max=1.0)
+    if rule == "exact":
+        return (1 - pi_S) * (1 - (1 - arrival_S) ** rate_S)
     return torch.clamp(arrival_S * (1 - pi_S) * rate_S, max=1.0)

@@ -65,6 +65,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(qk, rope).split([self.heads, self.kv_heads], dim=1)
+        if plan.sharpness_T is not None:
+            q = q * plan.sharpness_T.to(q.dtype)[:, None, None]
         out_THd = packed_attention(q, k, v, plan)
         return self.out(out_THd.flatten(1))
 

@@ -58,6 +58,8 @@ class AttentionPlan:
     """Where each token of the pack stands in the concatenation of all flattened buckets."""
     document_T: Tensor
     """Document of each token, for kernels that mask instead of gather."""
+    sharpness_T: Tensor | None = None
+    """Factor of each query's attention logits, float32; below 1 its attention is more even. None: 1 for all."""
 
     @classmethod
     def build(

@@ -31,13 +31,13 @@ class Batch:
 
 
 def build_batch(state: State, device: torch.device) -> Batch:
-    """Lays out the active documents, and weak copies where guidance is on.
+    """Lays out the documents that are due, and weak copies where guidance is on.
 
     The weak copy for image guidance is the image alone after BOS, for text guidance the document without its
-    prompt: both are what prompt dropout shows in training.
+    prompt: both are what prompt dropout shows in training. Entropy guidance takes the whole document once more.
     """
-    active_E = state.active_B[state.elements.document_E]
-    index_E = np.flatnonzero(active_E)
+    due_E = state.due_B[state.elements.document_E]
+    index_E = np.flatnonzero(due_E)
     full = state.elements.take(index_E)
     parts, last = [full], len(state.requests)
     if state.config.text_guidance:
@@ -47,18 +47,26 @@ def build_batch(state: State, device: torch.device) -> Batch:
         weak.document_E = weak.document_E + last
         parts.append(weak)
         last *= 2
-    if state.config.image_guidance != 1:
+    even = len(parts)
+    if state.config.image_guidance != 1 and state.config.image_weak == "entropy":
+        parts.append(_with_images(state, full, last))
+    elif state.config.image_guidance != 1:
         parts += [_image_alone(state, int(i), last + n) for n, i in enumerate(state.images_in_flow)]
     elements = join(parts)
     patches_I = np.array([len(p) for p in state.patches], np.int64)
     features_U = np.array([len(f) for f in state.features], np.int64)
     layout = lay_out(elements, patches_I, features_U)
     time_I = np.array(state.image_time, np.float32)[layout.image_I]
+    plan = AttentionPlan.build(np.unique(layout.document_T, return_counts=True)[1])
+    if state.config.image_weak == "entropy" and len(parts) > even:
+        first = int(np.searchsorted(layout.document_T, last))
+        plan.sharpness_T = torch.ones(len(layout.document_T))
+        plan.sharpness_T[first:] = state.config.entropy_sharpness
     inputs = ModelInputs(
         token_T=torch.from_numpy(layout.token_T),
         position_T=torch.from_numpy(layout.position_T),
         prompt_T=torch.from_numpy(layout.prompt_T.astype(np.float32)),
-        attention=AttentionPlan.build(np.unique(layout.document_T, return_counts=True)[1]),
+        attention=plan,
         slot_S=torch.from_numpy(layout.slot_S),
         patch_N=torch.from_numpy(layout.patch_N),
         noisy_ND=_cat([state.patches[i] for i in layout.image_I], state.model.patch_dim),
@@ -87,6 +95,16 @@ def _same_slots(full: Elements, weak: Elements) -> NDArray[np.bool_]:
     has_slots = np.zeros(int(full.document_E.max()) + 1, bool)
     has_slots[full.document_E[full.slot_E]] = True
     return np.where(weak.prompt_E, has_slots[weak.document_E], weak.slot_E)
+
+
+def _with_images(state: State, full: Elements, document: int) -> Elements:
+    """Copies of the documents with an image in flow, without slots; numbered from `document` on."""
+    wanted_B = np.zeros(len(state.requests), bool)
+    wanted_B[np.array(state.image_document, int)[state.images_in_flow]] = True
+    copy = full.take(wanted_B[full.document_E])
+    copy.slot_E = np.zeros(len(copy), bool)
+    copy.document_E = copy.document_E + document
+    return copy
 
 
 def _image_alone(state: State, block: int, document: int) -> Elements:

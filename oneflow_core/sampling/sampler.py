@@ -15,8 +15,11 @@ from oneflow_core.flows.schedule import Schedule, arrival_probability, build_sch
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.forward import Batch, build_batch
-from oneflow_core.sampling.state import State
+from oneflow_core.sampling.state import Gaps, State
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+
+SHORTEST = 4
+"""An adaptive step is at least this part of a whole one, so that passes stay bounded."""
 
 
 class Sampler:
@@ -37,7 +40,7 @@ class Sampler:
         config: SamplerConfig | None = None,
         observe: Callable[[State], None] | None = None,
     ) -> list[Generation]:
-        """Runs all requests together until each is done; at most 2 * steps + flush passes.
+        """Runs all requests together until each is done; at most 2 * steps + flush passes (5 * steps if adaptive).
 
         Args:
             requests: ragged prompts and targets, any mixture.
@@ -48,24 +51,39 @@ class Sampler:
         state = State(requests, config, self.model.config, self.bos_id, self.image_id)
         device = next(self.model.parameters()).device
         while state.active_B.any():
-            batch = build_batch(state, device)
-            outputs = self.model(batch.inputs)
-            state.passes_B += state.active_B
-            self._move_images(state, batch, outputs)
-            self._fire(state, batch, outputs)
+            if state.due_B.any():
+                batch = build_batch(state, device)
+                outputs = self.model(batch.inputs)
+                state.passes_B += state.due_B
+                self._keep_gaps(state, batch, outputs)
+                self._move_images(state, batch, outputs)
+            self._fire(state)
             state.step += 1
             if observe:
                 observe(state)
         return state.finish()
 
+    def _keep_gaps(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
+        """What the pass said of each document's gaps; the documents are no longer changed."""
+        count, w = batch.full_slots, state.config.text_guidance
+        document_S = state.elements.document_E[batch.slot_element_S]
+        sizes = np.bincount(document_S, minlength=len(state.requests)).tolist()
+        missing = _guided(-outputs.pi_logit_S, count, w).cpu().split(sizes)
+        rate = _guided(outputs.rate_S.log(), count, w).exp().clamp(min=1).cpu().split(sizes)
+        logits = _guided(outputs.logits_RV, count, w).split(sizes)
+        for b in np.flatnonzero(state.due_B).tolist():
+            state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b])
+            state.changed_B[b] = False
+
     def _move_images(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
-        """One Euler step of every image in flow, guided against the image alone."""
+        """One Euler step of every image in flow, guided against its weak copy."""
         moving = state.images_in_flow
         if not len(moving):
             return
-        step = 1 / state.config.steps
+        time_I = np.array(state.image_time)
+        step_I = self._next(state, time_I) - time_I
         sizes = [len(state.patches[i]) for i in batch.image_I]
-        eps = min(self.model.config.clean_eps, step)
+        eps = min(self.model.config.clean_eps, float(step_I[moving].min()))
         time_N, noisy_ND = batch.inputs.time_N, batch.inputs.noisy_ND
         v_ND = velocity(outputs.image_ND.float(), noisy_ND, time_N, self.model.config.prediction, eps)
         full_v = dict(zip(batch.image_I[: batch.full_images].tolist(), v_ND.split(sizes), strict=False))
@@ -81,40 +99,71 @@ class Sampler:
             if i in weak_v:
                 v = weak_v[i] + state.config.image_guidance * (v - weak_v[i])
             t = torch.full((len(v),), state.image_time[i])
-            state.patches[i], t = euler_step(state.patches[i], v.cpu(), t, torch.full_like(t, step))
+            step = torch.full_like(t, float(step_I[i]))
+            state.patches[i], t = euler_step(state.patches[i], v.cpu(), t, step)
             state.image_time[i] = float(t[0]) if float(t[0]) < 1 - 1e-6 else 1.0
+            state.changed_B[state.image_document[i]] = True
 
-    def _fire(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
+    def _fire(self, state: State) -> None:
         """Inserts at most one element into every gap, all at once, decided on the state before the step."""
-        count = batch.full_slots
-        step = 1 / state.config.steps
-        if count:
-            document_S = state.elements.document_E[batch.slot_element_S]
-            fire_S = self._fires(state, document_S, outputs, count, step)
+        element_S = np.flatnonzero(state.active_B[state.elements.document_E] & state.elements.slot_E)
+        document_S = state.elements.document_E[element_S]
+        then_B = self._next_text_times(state)
+        fired_B = np.zeros(len(state.requests), np.int64)
+        if len(element_S):
+            gaps = [g for b in np.unique(document_S).tolist() if (g := state.gaps_B[b]) is not None]
+            fire_S = self._fires(state, document_S, gaps, then_B)
             at = np.flatnonzero(fire_S)
-            logits = _guided(outputs.logits_RV, count, state.config.text_guidance)[at]
+            logits = torch.cat([g.logits_SV for g in gaps])[at]
             token = self._tokens(state, document_S[at], logits)
-            state.insert(batch.slot_element_S[at], token)
+            state.insert(element_S[at], token)
             fired_B = np.bincount(document_S[at], minlength=len(state.requests))
-        else:
-            fired_B = np.zeros(len(state.requests), np.int64)
+        for b in np.flatnonzero(fired_B).tolist():
+            state.changed_B[b], state.gaps_B[b] = True, None
         flushing = state.text_time_B >= 1
         state.flush_B = np.where(
             flushing, np.where(fired_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B
         )
-        state.text_time_B = np.minimum(1.0, state.text_time_B + step)
-        state.text_time_B[state.text_time_B > 1 - 1e-9] = 1.0
+        state.text_time_B = then_B
+
+    def _next(self, state: State, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where a step from `time` leads; at most 1."""
+        if state.config.step_schedule == "linear":
+            then = time + 1 / state.config.steps
+        else:
+            grid = build_schedule(state.config.step_schedule)
+            then = grid.kappa(np.minimum(1.0, grid.inverse(np.minimum(time, 1.0)) + 1 / state.config.steps))
+        return np.where(then > 1 - 1e-9, 1.0, then)
+
+    def _next_text_times(self, state: State) -> NDArray[np.float64]:
+        """Each document's text time after this step; shorter where `adaptive` finds a gap that is due more than one."""
+        now_B = state.text_time_B
+        then_B = self._next(state, now_B)
+        if not state.config.adaptive:
+            return then_B
+        kappa_B = self.schedule.kappa(now_B)
+        for b, gaps in enumerate(state.gaps_B):
+            if gaps is None or not (gaps.missing_S > 0).any():
+                continue
+            most = float(gaps.rate_S[gaps.missing_S > 0].max())
+            due = self.schedule.inverse(kappa_B[b] + (1 - kappa_B[b]) / most)
+            then_B[b] = min(then_B[b], max(due, now_B[b] + (then_B[b] - now_B[b]) / SHORTEST))
+        return then_B
 
     def _fires(
-        self, state: State, document_S: NDArray[np.int64], outputs: ModelOutputs, count: int, step: float
+        self,
+        state: State,
+        document_S: NDArray[np.int64],
+        gaps: Sequence[Gaps],
+        then_B: NDArray[np.float64],
     ) -> NDArray[np.bool_]:
-        w = state.config.text_guidance
-        missing = _guided(-outputs.pi_logit_S, count, w)
-        rate = _guided(outputs.rate_S.log(), count, w).exp().clamp(min=1)
         time_S = state.text_time_B[document_S]
-        rho = torch.from_numpy(arrival_probability(self.schedule, time_S, np.full(count, step))).float()
-        pi = torch.sigmoid(-missing).cpu()
-        probability = fire_probability(pi, rate.cpu(), rho, state.config.fire).numpy()
+        rho = torch.from_numpy(
+            arrival_probability(self.schedule, time_S, then_B[document_S] - time_S)
+        ).float()
+        pi = torch.sigmoid(-torch.cat([g.missing_S for g in gaps]))
+        rate = torch.cat([g.rate_S for g in gaps])
+        probability = fire_probability(pi, rate, rho, state.config.fire).numpy()
         sizes = np.bincount(document_S, minlength=len(state.requests))
         draws = np.concatenate([rng.random(n) for rng, n in zip(state.rng_B, sizes, strict=True)])
         flushing = time_S >= 1

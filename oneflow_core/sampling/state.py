@@ -6,6 +6,7 @@ Nothing here loops over tokens; loops go over documents or images only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +19,22 @@ from oneflow_core.model.config import ModelConfig
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Trace
 
 
+@dataclass
+class Gaps:
+    """What the network said of one document's gaps, guidance included. S slots."""
+
+    missing_S: Tensor
+    """Logit of 1 - pi."""
+    rate_S: Tensor
+    logits_SV: Tensor
+
+
 class State:
-    """Documents in the making. B documents, E elements, I generated images."""
+    """Documents in the making. B documents, E elements, I generated images.
+
+    `changed_B` marks documents that are not what the network saw last; `gaps_B` is what it said of the others. Text
+    is predicted without the time, so what it said stays true until the document changes.
+    """
 
     def __init__(
         self,
@@ -39,6 +54,8 @@ class State:
         self.text_time_B = np.array([1.0 if r.target == "image" else 0.0 for r in requests])
         self.flush_B = np.array([0 if r.target == "image" else config.flush for r in requests])
         self.passes_B = np.zeros(len(requests), np.int64)
+        self.changed_B = np.ones(len(requests), bool)
+        self.gaps_B: list[Gaps | None] = [None] * len(requests)
         self.step = 0
         starts = [self._start(b, r) for b, r in enumerate(requests)]
         self.elements = join(starts)
@@ -89,6 +106,12 @@ class State:
         active = (self.text_time_B < 1) | (self.flush_B > 0)
         active[np.array(self.image_document, int)[self.images_in_flow]] = True
         return active
+
+    @property
+    def due_B(self) -> NDArray[np.bool_]:
+        """Documents that the network must see again: active, and changed since it last did."""
+        due: NDArray[np.bool_] = self.active_B & self.changed_B
+        return due
 
     def generated_tokens(self) -> NDArray[np.int64]:
         """Generated elements of each document so far."""

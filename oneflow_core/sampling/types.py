@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneflow_core.flows.insertion import FireRule
+from oneflow_core.flows.schedule import build_schedule
 
 Target = Literal["image", "text", "document"]
 
@@ -22,9 +23,18 @@ class SamplerConfig:
     """
 
     steps: int = 24
-    """Steps of size 1/steps; texts of N tokens want at least 2 log2(N) + 4 (METHOD 7.4)."""
+    """Steps from t = 0 to 1; texts of N tokens want at least 2 log2(N) + 4 (METHOD 7.4)."""
+    step_schedule: str = "linear"
+    """How the steps lie: t = g(j / steps), with g of the names of kappa; power:2 makes early steps small."""
+    adaptive: bool = False
+    """Shortens a document's text step where a gap would be due more than one token, to a quarter at the least."""
     image_guidance: float = 2.0
-    """Classifier-free guidance scale of the velocity; 1 is off."""
+    """Guidance scale of the velocity, away from a weak one; 1 is off."""
+    image_weak: Literal["unprompted", "entropy"] = "unprompted"
+    """The weak velocity: of the image without anything else (classifier-free guidance), or of the whole document with
+    a more even attention, in the manner of entropy-rectifying guidance (arXiv 2504.13987; paper section 3)."""
+    entropy_sharpness: float = 0.5
+    """Factor of the attention logits in the weak pass of `entropy`, in every layer."""
     text_guidance: float = 0.0
     """w of exponents (1 + w, -w) on rates and tokens; 0 is off (METHOD section 4)."""
     temperature: float = 1.0
@@ -43,6 +53,9 @@ class SamplerConfig:
         for name, low, high in (("steps", 1, 10_000), ("flush", 0, 1_000), ("max_tokens", 1, 100_000)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in [{low}, {high}], not {getattr(self, name)}")
+        build_schedule(self.step_schedule)
+        if not 0 < self.entropy_sharpness < 1:
+            raise ValueError(f"entropy_sharpness must lie between 0 and 1, not {self.entropy_sharpness}")
         if not 0 < self.top_p <= 1 or self.temperature < 0 or self.max_images < 0:
             raise ValueError("top_p must lie in (0, 1], temperature and max_images must not be negative")
 

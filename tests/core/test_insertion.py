@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,16 @@ def test_an_oracle_leaves_the_share_of_method_7_4(missing: int, steps: int, shar
             gaps = np.array([p for piece in pieces for p in piece])
         left += gaps.sum() / missing / runs
     assert left == pytest.approx(share, abs=0.02)
+
+
+@given(st.integers(1, 9), st.floats(0, 1), st.floats(0, 1))
+def test_fire_rules_are_their_closed_forms(count: int, rho: float, pi: float) -> None:
+    """exact: not all of `count` independent arrivals fail; gate and mean agree where rho * count is below 1."""
+    args = torch.tensor([pi]).double(), torch.tensor([float(count)]).double(), torch.tensor([rho]).double()
+    gate, mean, exact = (float(fire_probability(*args, rule)) for rule in ("gate", "mean", "exact"))
+    none = sum(math.comb(count, k) * rho**k * (1 - rho) ** (count - k) for k in range(1, count + 1))
+    assert exact == pytest.approx((1 - pi) * none, abs=1e-9)
+    assert exact <= gate + 1e-12 and mean >= gate - 1e-12
+    assert gate <= 1 - pi + 1e-12
+    if rho * count <= 1:
+        assert gate == pytest.approx(mean, abs=1e-12)

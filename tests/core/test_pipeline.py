@@ -63,7 +63,7 @@ def test_each_target_gives_what_was_asked_for(pipeline: OneFlowPipeline) -> None
         assert pieces == document.text
         assert len(document.trace.images) == len(document.images)
         assert all(not isinstance(document.segments[b.segment], str) for b in document.trace.images)
-        assert document.trace.passes >= 6
+        assert document.trace.passes >= (6 if document.images else 1)
     assert any(d.text for d in documents)
 
 
