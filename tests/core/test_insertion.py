@@ -121,7 +121,7 @@ def test_an_oracle_leaves_the_share_of_method_7_4(missing: int, steps: int, shar
 @given(st.integers(1, 9), st.floats(0, 1), st.floats(0, 1))
 def test_fire_rules_are_their_closed_forms(count: int, rho: float, pi: float) -> None:
     """exact: not all of `count` independent arrivals fail; gate and mean agree where rho * count is below 1."""
-    args = torch.tensor([pi]).double(), torch.tensor([float(count)]).double(), torch.tensor([rho]).double()
+    args = [torch.tensor([value], dtype=torch.float64) for value in (pi, count, rho)]
     gate, mean, exact = (float(fire_probability(*args, rule)) for rule in ("gate", "mean", "exact"))
     none = sum(math.comb(count, k) * rho**k * (1 - rho) ** (count - k) for k in range(1, count + 1))
     assert exact == pytest.approx((1 - pi) * none, abs=1e-9)
