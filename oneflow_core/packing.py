@@ -43,6 +43,8 @@ class Example:
     """Target tokens of the clean document, kept or not: what the text loss is divided by, summed over the batch."""
     clock: float
     """The text clock tau of this corruption, for losses by time."""
+    weight: float = 1.0
+    """Weight of this document's text loss."""
 
     @property
     def length(self) -> int:
@@ -63,7 +65,13 @@ class Pack:
     """Text clock of each slot's document."""
     clock_K: Tensor
     """Text clock of each missing token's document."""
+    weight_S: Tensor
+    """Weight of each slot's text loss, float32."""
+    weight_K: Tensor
+    """Weight of each missing token's loss, float32."""
     text_targets: int
+    texts: int
+    """Documents with text targets."""
     documents: int
 
     @property
@@ -109,6 +117,7 @@ def collate(examples: Sequence[Example]) -> Pack:
         pair_token_K=_tensor(_join([e.pair_token_K for e in examples])),
     )
     clock_S = np.repeat([e.clock for e in examples], slots_B).astype(np.float32)
+    weight_S = np.repeat([e.weight for e in examples], slots_B).astype(np.float32)
     return Pack(
         inputs,
         _tensor(count_S),
@@ -117,7 +126,10 @@ def collate(examples: Sequence[Example]) -> Pack:
         _tensor(_join([e.flow_N for e in examples])),
         _tensor(clock_S),
         _tensor(clock_S[pair_slot_K]),
+        _tensor(weight_S),
+        _tensor(weight_S[pair_slot_K]),
         sum(e.text_targets for e in examples),
+        sum(e.text_targets > 0 for e in examples),
         len(examples),
     )
 

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FireRule = Literal["gate", "mean", "exact"]
+Counts = Literal["gated", "plain"]
 
 PI_LOGIT_AT_START = 0.6931
 """logit of P(no token missing) = 2/3, its mean over t ~ U[0, 1] (METHOD 7.6)."""
 RATE_BIAS_AT_START = 1.8546
 """softplus^-1(2): E[k | k > 0] = 3 over t ~ U[0, 1] (METHOD 7.6)."""
+PLAIN_BIAS_AT_START = 0.5413
+"""softplus^-1(1): E[k] = 1 over t ~ U[0, 1] (METHOD 7.6)."""
 
 
 def left_neighbours(keep_E: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -45,7 +48,13 @@ class InsertionTerms(NamedTuple):
 
 
 def insertion_terms(
-    pi_logit_S: Tensor, rate_S: Tensor, count_S: Tensor, token_nll_M: Tensor
+    pi_logit_S: Tensor,
+    rate_S: Tensor,
+    count_S: Tensor,
+    token_nll_M: Tensor,
+    weight_S: Tensor | None = None,
+    weight_M: Tensor | None = None,
+    counts: Counts = "gated",
 ) -> InsertionTerms:
     """The loss of the three heads, summed, in float32 (paper eqs. 4-7).
 
@@ -55,14 +64,28 @@ def insertion_terms(
             truncated, so that its optimum is E[k | k > 0], as the sampler needs (METHOD 7.5).
         count_S: k, missing elements of each gap.
         token_nll_M: -log Q(a) for every missing element; all of a gap's bag, summed, not averaged (METHOD 7.1).
+        weight_S: weight of each slot; None: 1.
+        weight_M: weight of each missing element; None: 1.
+        counts: "gated" as above; "plain" is the Poisson loss of the total rate (1 - pi) lambda_nonzero at every slot,
+            without the loss of pi, whose optimum is E[k] (Edit Flows; METHOD 7.1).
     """
     count = count_S.float()
     missing = (count > 0).float()
-    rate, log_rate = rate_S.float(), rate_S.float().log()
-    poisson = (rate - count * log_rate) * missing
-    least = (count - torch.xlogy(count, count)) * missing
-    zero = F.binary_cross_entropy_with_logits(pi_logit_S.float(), 1 - missing, reduction="sum")
-    return InsertionTerms(token_nll_M.float().sum(), poisson.sum(), zero, (poisson - least).sum().detach())
+    weight = torch.ones_like(count) if weight_S is None else weight_S.float()
+    log_rate = rate_S.float().log()
+    nll = token_nll_M.float()
+    tokens = (nll if weight_M is None else nll * weight_M.float()).sum()
+    if counts == "plain":
+        log_rate = log_rate + F.logsigmoid(-pi_logit_S.float())
+        counted, zero = weight, tokens.new_zeros(())
+    else:
+        counted = missing * weight
+        zero = F.binary_cross_entropy_with_logits(
+            pi_logit_S.float(), 1 - missing, weight=weight, reduction="sum"
+        )
+    poisson = (log_rate.exp() - count * log_rate) * counted
+    least = (count - torch.xlogy(count, count)) * counted
+    return InsertionTerms(tokens, poisson.sum(), zero, (poisson - least).sum().detach())
 
 
 def fire_probability(pi_S: Tensor, rate_S: Tensor, arrival_S: Tensor, rule: FireRule = "gate") -> Tensor:

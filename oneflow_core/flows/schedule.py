@@ -100,6 +100,12 @@ def build_schedule(name: str) -> Schedule:
     raise ValueError(f"schedule {name!r} is none of: linear, cosine, power:<exponent above 0>")
 
 
+def hazard(schedule: Schedule, t: FloatArray) -> FloatArray:
+    """kappa' / (1 - kappa): the rate at which each missing element arrives at time t; infinite at t = 1."""
+    left = 1 - schedule.kappa(t)
+    return np.where(left > 0, schedule.derivative(t) / np.where(left > 0, left, 1.0), np.inf)
+
+
 def arrival_probability(schedule: Schedule, t: FloatArray, h: FloatArray) -> FloatArray:
     """rho = (kappa(t+h) - kappa(t)) / (1 - kappa(t)): that a missing element arrives within [t, t+h] (METHOD 7.4).
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from oneflow_core.flows.insertion import Counts
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -44,6 +46,9 @@ class ModelConfig:
     latent_scale: float = 1.0
     """Deviation of the corpus's latents, by which they are divided before the network sees them: flow matching wants
     data as wide as its noise. `oneflow corpus inspect` measures it; 1 for what the codec was scaled on."""
+    counts: Counts = "gated"
+    """What the count head says of a gap: pi and lambda_nonzero (the paper), or a plain Poisson rate (Edit Flows), from
+    which pi = exp(-lambda) and lambda_nonzero = lambda / (1 - pi) follow."""
     prompt_embedding: bool = True
     """Adds a learnt vector to prompt tokens (Edit Flows' conditioning flag); off for the bare paper."""
 

@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from oneflow_core.flows.insertion import PI_LOGIT_AT_START, RATE_BIAS_AT_START
+from oneflow_core.flows.insertion import PI_LOGIT_AT_START, PLAIN_BIAS_AT_START, RATE_BIAS_AT_START
 from oneflow_core.model.config import ModelConfig
 
 LOGIT_ROWS = 4096
 """Slots whose logits are held at once in training; the rest is recomputed, so memory is LOGIT_ROWS * V."""
+
+
+LEAST_RATE = 1e-6
+"""Of a plain Poisson rate, so that its logarithm and its gradient stay finite."""
 
 
 class InsertionHeads(nn.Module):
@@ -19,11 +23,19 @@ class InsertionHeads(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.count = nn.Linear(config.width, 2)
+        self.kind = config.counts
+        self.count = nn.Linear(config.width, 2 if config.counts == "gated" else 1)
         self.tokens = nn.Linear(config.width, config.vocab_size, bias=False)
 
     def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor]:
-        """(logit of pi, lambda_nonzero = 1 + softplus), both [S], float32."""
+        """(logit of pi, lambda_nonzero), both [S], float32.
+
+        gated: lambda_nonzero = 1 + softplus of an output of its own. plain: both are those of a Poisson law whose rate
+        is the softplus of the only output.
+        """
+        if self.kind == "plain":
+            rate = F.softplus(self.count(hidden_SD).float().squeeze(-1)).clamp(min=LEAST_RATE)
+            return -torch.expm1(rate).log(), rate / -torch.expm1(-rate)
         pi_logit, rate = self.count(hidden_SD).float().unbind(-1)
         return pi_logit, 1 + F.softplus(rate)
 
@@ -71,6 +83,7 @@ def start_heads(heads: InsertionHeads, image: ImageHead) -> None:
     nn.init.normal_(heads.tokens.weight, std=0.02)
     nn.init.zeros_(heads.count.weight)
     with torch.no_grad():
-        heads.count.bias.copy_(torch.tensor([PI_LOGIT_AT_START, RATE_BIAS_AT_START]))
+        start = [PI_LOGIT_AT_START, RATE_BIAS_AT_START] if heads.kind == "gated" else [PLAIN_BIAS_AT_START]
+        heads.count.bias.copy_(torch.tensor(start))
     nn.init.zeros_(image.project.weight)
     nn.init.zeros_(image.project.bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oneflow_core.flows.image import Prediction, flow_error, interpolate, patchify
 from oneflow_core.flows.insertion import insertion_terms, left_neighbours
-from oneflow_core.flows.schedule import build_schedule, draw_births, image_times, logit_normal
+from oneflow_core.flows.schedule import build_schedule, draw_births, hazard, image_times, logit_normal
 from oneflow_core.layout import FEATURES, IMAGE, TOKEN, Elements, grid_positions, lay_out
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelOutputs
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from oneflow_core.tokenizer import Tokenizer
 
 Normalisers = Mapping[str, float]
-"""Sums over the global batch that the loss is divided by: `text` target tokens, `image` patches in flow."""
+"""Sums over the global batch that the loss is divided by: `text` as the config says, `image` patches in flow."""
+TextNormaliser = Literal["batch", "constant", "length"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ class OneFlowConfig:
     """Mean of the logit-normal law of t_img on the independent schedule (METHOD 12); interleaved times are forced."""
     image_time_std: float = 1.0
     """Its standard deviation; 0 means uniform times."""
+    text_normaliser: TextNormaliser = "batch"
+    """What the text loss is divided by: target tokens of the global batch; `text_constant` for each document with a
+    text; or "length", the literal 1/n of eq. 7 with n the tokens of the corrupted document, then the documents."""
+    text_constant: float = 128.0
+    """Tokens that a document counts as under the constant normaliser."""
+    time_weight: Literal["none", "hazard"] = "none"
+    """hazard: the text loss of a document is weighed by kappa'/(1 - kappa), as in Edit Flows; none: the paper."""
+    time_weight_cap: float = 20.0
+    """Largest such weight; without a cap a network that is not told the time learns to insert nothing (METHOD 7.2)."""
+    complete_weight: float = 1.0
+    """Weight of the text loss where an interleaved document's text is complete (clock above 1): more makes a network
+    that is not told the time insert less (METHOD 7.6)."""
     max_text_tokens: int = 512
     """Longer texts are cut to this many tokens a segment."""
 
@@ -97,16 +110,22 @@ class OneFlowObjective:
             feature_grid_M2=feature_grid,
             text_targets=int((~elements.prompt_E & (elements.kind_E == TOKEN)).sum()),
             clock=clock,
+            weight=self._weight(clock, len(layout.token_T)),
         )
 
     def normalisers(self, pack: Pack) -> dict[str, float]:
         """This pack's share of the global normalisers; sum it over the global batch before `loss`."""
-        return {"text": float(pack.text_targets), "image": float(pack.flow_N.sum())}
+        text = {
+            "batch": float(pack.text_targets),
+            "constant": self.config.text_constant * pack.texts,
+            "length": float(pack.texts),
+        }[self.config.text_normaliser]
+        return {"text": text, "image": float(pack.flow_N.sum())}
 
     def loss(self, model: nn.Module, pack: Pack, normalisers: Normalisers) -> LossOutput:
-        """Loss of one pack: [CE + Poisson + BCE] / text targets + w * mean squared image error.
+        """Loss of one pack: [CE + Poisson + BCE] / text normaliser + w * mean squared image error.
 
-        A batch-global normaliser replaces the literal 1/n of eq. 7, whose variance is ruinous (METHOD 7.3).
+        By default a batch-global normaliser replaces the literal 1/n of eq. 7, whose variance is ruinous (METHOD 7.3).
         """
         return self.score(model(pack.inputs), pack, normalisers)
 
@@ -116,7 +135,15 @@ class OneFlowObjective:
             raise ValueError(
                 "the pack carries no (slot, token) pairs; build it with oneflow_core.packing.collate"
             )
-        terms = insertion_terms(outputs.pi_logit_S, outputs.rate_S, pack.count_S, outputs.nll_K)
+        terms = insertion_terms(
+            outputs.pi_logit_S,
+            outputs.rate_S,
+            pack.count_S,
+            outputs.nll_K,
+            pack.weight_S,
+            pack.weight_K,
+            self.model.counts,
+        )
         error_N = flow_error(
             outputs.image_ND,
             pack.clean_ND,
@@ -179,6 +206,15 @@ class OneFlowObjective:
             always_E |= elements.kind_E == IMAGE
         births_E[always_E] = -np.inf
         return clock, births_E
+
+    def _weight(self, clock: float, length: int) -> float:
+        """Weight of a document's text loss, `length` being its tokens as corrupted."""
+        weight = 1.0
+        if clock > 1:
+            weight = self.config.complete_weight
+        elif self.config.time_weight == "hazard":
+            weight = min(self.config.time_weight_cap, float(hazard(self.schedule, np.array(clock))))
+        return weight / length if self.config.text_normaliser == "length" else weight
 
     def _image_times(
         self, task: Task, clock: float, births_I: NDArray[np.float64], count: int, rng: np.random.Generator

@@ -86,6 +86,43 @@ def test_terms_against_torch_losses() -> None:
     assert float(at_optimum.rate_regret) == pytest.approx(0, abs=1e-4)
 
 
+def test_a_plain_rate_is_least_at_the_mean_count() -> None:
+    count = torch.tensor([0, 0, 0, 1, 1, 2, 5])
+    log_rate = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_rate], max_iter=200, tolerance_grad=1e-9)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        rate = log_rate.exp().expand(7)
+        pi_logit, nonzero = -torch.expm1(rate).log(), rate / -torch.expm1(-rate)
+        loss = insertion_terms(pi_logit, nonzero, count, torch.zeros(0), counts="plain")
+        assert float(loss.zero) == 0
+        loss.rate.backward()
+        return loss.rate
+
+    optimiser.step(closure)
+    assert float(log_rate.exp()) == pytest.approx(9 / 7, abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=9))
+def test_a_weight_is_as_many_copies(slots: list[tuple[int, int]]) -> None:
+    count = torch.tensor([k for k, _ in slots])
+    weight = torch.tensor([float(w) for _, w in slots])
+    generator = torch.Generator().manual_seed(len(slots))
+    logit, rate = (
+        torch.randn(len(slots), generator=generator),
+        1 + torch.rand(len(slots), generator=generator),
+    )
+    nll = torch.rand(int(count.sum()), generator=generator)
+    copies, weight_m = weight.long(), weight.repeat_interleave(count)
+    for counts in ("gated", "plain"):
+        weighed = insertion_terms(logit, rate, count, nll, weight, weight_m, counts=counts)
+        each = (x.repeat_interleave(copies) for x in (logit, rate, count))
+        copied = insertion_terms(*each, nll.repeat_interleave(weight_m.long()), counts=counts)
+        for ours, theirs in zip(weighed, copied, strict=True):
+            assert float(ours) == pytest.approx(float(theirs), rel=1e-4, abs=1e-4)
+
+
 def test_gate_and_mean_rules_agree_until_the_rate_saturates() -> None:
     pi, rate = torch.tensor([0.3, 0.3]), torch.tensor([2.0, 8.0])
     rho = torch.tensor([0.25, 0.25])

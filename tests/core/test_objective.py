@@ -187,3 +187,65 @@ def test_arrays_that_do_not_fit_the_model_are_refused() -> None:
     wrong = replace(doc, features=(np.zeros((4, 9), np.float16),))
     with pytest.raises(ValueError, match="9 wide, the model takes 8"):
         objective(text_to_image=0.0).prepare(wrong, np.random.default_rng(0))
+
+
+def test_a_network_of_plain_rates_says_one_poisson_law() -> None:
+    torch.manual_seed(0)
+    model = OneFlowModel(replace(TINY, counts="plain"))
+    heads = model.heads
+    with torch.no_grad():
+        heads.count.weight.normal_()
+        pi_logit, rate = heads.counts(torch.randn(200, TINY.width))
+    total = torch.sigmoid(-pi_logit) * rate
+    assert torch.allclose(torch.sigmoid(pi_logit), torch.exp(-total), atol=1e-5)
+    assert (rate >= 1 - 1e-5).all()
+    fresh = OneFlowModel(replace(TINY, counts="plain")).heads
+    start = fresh.counts(torch.randn(3, TINY.width))
+    assert torch.allclose(torch.sigmoid(-start[0]) * start[1], torch.ones(3), atol=1e-3)
+
+
+@pytest.mark.parametrize("normaliser", ["batch", "constant", "length"])
+@pytest.mark.parametrize("counts", ["gated", "plain"])
+def test_the_text_loss_is_what_its_normaliser_says(normaliser: str, counts: str) -> None:
+    """Against the sum over documents, one by one, of weight * (CE + Poisson + BCE), written out."""
+    config = OneFlowConfig(
+        mixture=PLAIN, text_normaliser=normaliser, text_constant=11.0, time_weight="hazard"
+    )
+    dims = replace(TINY, counts=counts)
+    made = OneFlowObjective(config, dims, WordTokenizer())
+    torch.manual_seed(0)
+    model = OneFlowModel(dims)
+    with torch.no_grad():
+        model.heads.count.weight.normal_()
+    documents = [sample(text(list(range(2, 5 + 4 * n)))) for n in range(4)]
+    examples = [made.prepare(d, np.random.default_rng(n)) for n, d in enumerate(documents)]
+    pack = collate(examples)
+    parts = made.loss(model, pack, made.normalisers(pack)).parts
+    wanted = targets = 0.0
+    for example in examples:
+        alone = collate([example])
+        out = model(alone.inputs)
+        k, rate, pi = alone.count_S.double(), out.rate_S.double(), torch.sigmoid(out.pi_logit_S.double())
+        if counts == "plain":
+            total = (1 - pi) * rate
+            loss = (total - k * total.log()).sum()
+        else:
+            loss = torch.where(k > 0, rate - k * rate.log() - (1 - pi).log(), -pi.log()).sum()
+        weight = min(20.0, 1 / (1 - example.clock))
+        if normaliser == "length":
+            weight /= example.length
+        wanted += weight * float(loss + out.nll_K.double().sum())
+        targets += example.text_targets
+    divisor = {"batch": targets, "constant": 4 * 11.0, "length": 4.0}[normaliser]
+    found = sum(float(parts[name]) for name in ("tokens", "rate", "zero"))
+    assert found == pytest.approx(wanted / divisor, rel=1e-4)
+
+
+def test_complete_texts_weigh_what_the_config_says() -> None:
+    made = OneFlowObjective(OneFlowConfig(mixture=PLAIN, complete_weight=0.25), TINY, WordTokenizer())
+    document = sample(text([5, 6]), image(), text([7]), image())
+    seen = {True: set(), False: set()}
+    for seed in range(40):
+        example = made.prepare(document, np.random.default_rng(seed))
+        seen[example.clock > 1].add(example.weight)
+    assert seen == {True: {0.25}, False: {1.0}}

@@ -48,6 +48,16 @@ class ObjectiveSettings(Config):
     """Mean of the logit-normal law of image times; below 0 is biased to noise, where layout is decided."""
     image_time_std: float = Field(1.0, ge=0)
     """Its standard deviation; 0 means uniform times."""
+    text_normaliser: Literal["batch", "constant", "length"] = "batch"
+    """What divides the text loss: target tokens of the batch, `text_constant` a document, or the literal n of eq. 7."""
+    text_constant: float = Field(128.0, gt=0)
+    """Tokens that a document counts as under the constant normaliser."""
+    time_weight: Literal["none", "hazard"] = "none"
+    """hazard: weigh the text loss by kappa'/(1 - kappa), as Edit Flows does; none: the paper."""
+    time_weight_cap: float = Field(20.0, gt=0)
+    """Largest such weight."""
+    complete_weight: float = Field(1.0, ge=0)
+    """Weight of the text loss where an interleaved text is complete; more makes the model insert less."""
     max_text_tokens: int = Field(512, ge=1)
     """Tokens at which a text segment is cut, so that one document cannot fill a pack."""
 
