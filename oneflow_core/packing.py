@@ -103,6 +103,7 @@ def collate(examples: Sequence[Example]) -> Pack:
         token_T=_tensor(_join([e.layout.token_T for e in examples])),
         position_T=_tensor(_join([e.layout.position_T for e in examples])),
         prompt_T=_tensor(_join([e.layout.prompt_T for e in examples]).astype(np.float32)),
+        text_time_T=_tensor(np.repeat([min(1.0, e.clock) for e in examples], lengths_B).astype(np.float32)),
         attention=AttentionPlan.build(lengths_B),
         slot_S=_tensor(_join([e.layout.slot_S for e in examples], token_start_B)),
         patch_N=_tensor(_join([e.layout.patch_N for e in examples], token_start_B)),

@@ -18,6 +18,21 @@ def sinusoids(values_N: Tensor, width: int, longest_period: float = 10_000.0) ->
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1] through a small network: [U] -> [U, D]."""
+
+    def __init__(self, width: int, features: int = 128) -> None:
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time_U: Tensor) -> Tensor:
+        """[U] -> [U, D]."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        return self.layers(sinusoids(time_U * 1000, self.features).to(first.weight.dtype))
+
+
 class GridEmbedding(nn.Module):
     """A learnt map of 2-D sinusoids, so that any image size has positions: [N, 2] -> [N, D]."""
 

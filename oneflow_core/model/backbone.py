@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oneflow_core.model.adapters import TimeEmbedding
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import AttentionPlan
 
@@ -85,6 +87,27 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+@dataclass
+class Clock:
+    """The text's time as the trunk is told it: embeddings of the different times, and which each token has."""
+
+    time_UD: Tensor
+    which_T: Tensor
+
+
+class Modulation(nn.Module):
+    """Shift, scale and gate of the two halves of a block, from the time: all zero at the start (AdaLN-Zero, DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, 6 * width)
+
+    def forward(self, clock: Clock) -> tuple[Tensor, ...]:
+        """Six of [T, D]: shift, scale, gate of the attention, and of the feed-forward; gates are around 1."""
+        parts_U6D = self.project(F.silu(clock.time_UD))
+        return parts_U6D[clock.which_T].chunk(6, dim=-1)
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual; the unit of FSDP, checkpointing and compile."""
 
@@ -94,11 +117,18 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
+        self.modulation = Modulation(config.width) if config.text_time else None
 
-    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
+    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan, clock: Clock | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan)
-        return x_TD + self.ffn(self.ffn_norm(x_TD))
+        if self.modulation is None or clock is None:
+            x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan)
+            return x_TD + self.ffn(self.ffn_norm(x_TD))
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(clock)
+        heard_TD = torch.addcmul(shift, self.attention_norm(x_TD), 1 + scale)
+        x_TD = torch.addcmul(x_TD, self.attention(heard_TD, rope, plan), 1 + gate)
+        heard_TD = torch.addcmul(ffn_shift, self.ffn_norm(x_TD), 1 + ffn_scale)
+        return torch.addcmul(x_TD, self.ffn(heard_TD), 1 + ffn_gate)
 
 
 class Backbone(nn.Module):
@@ -109,6 +139,7 @@ class Backbone(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.time = TimeEmbedding(config.width) if config.text_time else None
 
     def children_blocks(self) -> Iterator[Block]:
         """The blocks, first to last."""
@@ -116,10 +147,18 @@ class Backbone(nn.Module):
             assert isinstance(block, Block)
             yield block
 
-    def forward(self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan) -> Tensor:
-        """Final hidden states, [T, D]."""
+    def forward(
+        self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan, text_time_T: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states, [T, D]; `text_time_T` is for a trunk that is told the time."""
         config = self.config
         rope = rotary_table(position_T, config.head_dim, config.rope_theta, config.rope_scaling)
+        clock = None
+        if self.time is not None:
+            if text_time_T is None:
+                raise ValueError("this trunk is told the text's time (text_time); give text_time_T")
+            times_U, which_T = text_time_T.unique(return_inverse=True)
+            clock = Clock(self.time(times_U), which_T)
         for block in self.blocks:
-            x_TD = block(x_TD, rope, plan)
+            x_TD = block(x_TD, rope, plan, clock)
         return self.norm(x_TD)

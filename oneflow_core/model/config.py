@@ -49,6 +49,9 @@ class ModelConfig:
     counts: Counts = "gated"
     """What the count head says of a gap: pi and lambda_nonzero (the paper), or a plain Poisson rate (Edit Flows), from
     which pi = exp(-lambda) and lambda_nonzero = lambda / (1 - pi) follow."""
+    text_time: bool = False
+    """Tells the trunk the text's time through adaptive norms, zero at the start (AdaLN); off for the paper's network,
+    which is blind to it and for which length is an approximation (METHOD 7.2)."""
     prompt_embedding: bool = True
     """Adds a learnt vector to prompt tokens (Edit Flows' conditioning flag); off for the bare paper."""
 

@@ -118,6 +118,8 @@ class ModelInputs:
     """Place within the document, int64."""
     prompt_T: Tensor
     """1.0 on prompt tokens, float32."""
+    text_time_T: Tensor
+    """t_text of each token's document, float32; used where the network is told the time."""
     attention: AttentionPlan
     slot_S: Tensor
     """Token index of each slot, int64."""

@@ -17,7 +17,8 @@ from oneflow_core.model.inputs import ModelInputs, ModelOutputs
 class OneFlowModel(nn.Module):
     """One bidirectional Transformer over the text tokens and image patches of packed documents.
 
-    Text is predicted without the time (paper Table 6); only image patches are told their own time.
+    Text is predicted without the time (paper Table 6), unless the config says `text_time`; image patches are told
+    their own.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,6 +46,8 @@ class OneFlowModel(nn.Module):
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
             for block in self.backbone.children_blocks():
+                if block.modulation is not None:
+                    nn.init.zeros_(block.modulation.project.weight)
                 for weight in (block.attention.out.weight, block.ffn.down.weight):
                     weight.div_(math.sqrt(2 * self.config.layers))
         start_heads(self.heads, self.image_head)
@@ -63,7 +66,7 @@ class OneFlowModel(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> ModelOutputs:
         """One pass for both modalities (paper Algorithm 2: `model(X, I, t_img)`)."""
-        hidden_TD = self.backbone(self.embed(inputs), inputs.position_T, inputs.attention)
+        hidden_TD = self.backbone(self.embed(inputs), inputs.position_T, inputs.attention, inputs.text_time_T)
         hidden_SD = hidden_TD[inputs.slot_S]
         pi_logit_S, rate_S = self.heads.counts(hidden_SD)
         hidden_RD = hidden_SD[inputs.logit_slot_R]

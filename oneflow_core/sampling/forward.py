@@ -39,18 +39,22 @@ def build_batch(state: State, device: torch.device) -> Batch:
     due_E = state.due_B[state.elements.document_E]
     index_E = np.flatnonzero(due_E)
     full = state.elements.take(index_E)
-    parts, last = [full], len(state.requests)
+    parts, last, times = [full], len(state.requests), [state.text_time_B]
     if state.config.text_guidance:
         weak_E = ~full.prompt_E | (full.document_E != np.r_[-1, full.document_E[:-1]])
         weak = full.take(weak_E)
         weak.slot_E = _same_slots(full, weak)
         weak.document_E = weak.document_E + last
         parts.append(weak)
+        times.append(state.text_time_B)
         last *= 2
     even = len(parts)
     if state.config.image_guidance != 1 and state.config.image_weak == "entropy":
         parts.append(_with_images(state, full, last))
+        times.append(state.text_time_B)
     elif state.config.image_guidance != 1:
+        # Without a text there is none to wait for: its time is 1, as in training.
+        times.append(np.ones(len(state.images_in_flow)))
         parts += [_image_alone(state, int(i), last + n) for n, i in enumerate(state.images_in_flow)]
     elements = join(parts)
     patches_I = np.array([len(p) for p in state.patches], np.int64)
@@ -66,6 +70,7 @@ def build_batch(state: State, device: torch.device) -> Batch:
         token_T=torch.from_numpy(layout.token_T),
         position_T=torch.from_numpy(layout.position_T),
         prompt_T=torch.from_numpy(layout.prompt_T.astype(np.float32)),
+        text_time_T=torch.from_numpy(np.concatenate(times)[layout.document_T].astype(np.float32)),
         attention=plan,
         slot_S=torch.from_numpy(layout.slot_S),
         patch_N=torch.from_numpy(layout.patch_N),

@@ -73,7 +73,7 @@ class Sampler:
         logits = _guided(outputs.logits_RV, count, w).split(sizes)
         for b in np.flatnonzero(state.due_B).tolist():
             state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b])
-            state.changed_B[b] = False
+            state.changed_B[b] = self.model.config.text_time
 
     def _move_images(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
         """One Euler step of every image in flow, guided against its weak copy."""

@@ -32,8 +32,8 @@ class Gaps:
 class State:
     """Documents in the making. B documents, E elements, I generated images.
 
-    `changed_B` marks documents that are not what the network saw last; `gaps_B` is what it said of the others. Text
-    is predicted without the time, so what it said stays true until the document changes.
+    `changed_B` marks documents that are not what the network saw last; `gaps_B` is what it said of the others. A
+    network that is not told the text's time stays with what it said until the document changes.
     """
 
     def __init__(

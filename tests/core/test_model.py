@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from oneflow_core.model import PRESETS, AttentionPlan, ModelConfig, OneFlowModel, heads
+from oneflow_core.model import PRESETS, AttentionPlan, ModelConfig, ModelInputs, OneFlowModel, heads
 from oneflow_core.model.backbone import Backbone, packed_attention
 from oneflow_core.objectives import OneFlowConfig, OneFlowObjective
 from oneflow_core.packing import collate
@@ -80,13 +82,47 @@ def _examples(count: int) -> list:
     return [objective.prepare(sample(*kinds[i % 4], seed=i), rng) for i in range(count)]
 
 
-def test_a_document_does_not_see_its_neighbours_in_a_pack() -> None:
-    model, examples = _model(), _examples(12)
-    together = model(collate(examples).inputs)
-    alone = [model(collate([e]).inputs) for e in examples]
-    for name in ("pi_logit_S", "rate_S", "nll_K", "image_ND"):
-        joined = torch.cat([getattr(o, name) for o in alone])
-        assert torch.allclose(getattr(together, name), joined, atol=1e-5), name
+def test_the_texts_time_changes_nothing_at_the_start_and_something_later() -> None:
+    torch.manual_seed(0)
+    blind = _model()
+    told = OneFlowModel(replace(TINY, text_time=True)).eval()
+    missing, extra = told.load_state_dict(blind.state_dict(), strict=False)
+    assert not extra and all("modulation" in name or "backbone.time" in name for name in missing)
+    inputs = collate(_examples(8)).inputs
+    for a, b in zip(_outputs(blind, inputs), _outputs(told, inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for block in told.backbone.children_blocks():
+            assert block.modulation is not None
+            block.modulation.project.weight.normal_(std=0.1)
+    before = _outputs(told, inputs)
+    inputs.text_time_T = (inputs.text_time_T + 0.3) % 1
+    assert all(
+        not torch.allclose(a, b, atol=1e-4) for a, b in zip(before, _outputs(told, inputs), strict=True)
+    )
+
+
+def _outputs(model: OneFlowModel, inputs: ModelInputs) -> list[torch.Tensor]:
+    with torch.no_grad():
+        out = model(inputs)
+    assert out.nll_K is not None
+    return [out.pi_logit_S, out.rate_S, out.nll_K, out.image_ND]
+
+
+@pytest.mark.parametrize("text_time", [False, True])
+def test_a_document_sees_neither_its_neighbours_in_a_pack_nor_their_time(text_time: bool) -> None:
+    torch.manual_seed(0)
+    model = OneFlowModel(replace(TINY, text_time=text_time)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    examples = _examples(8)
+    together = collate(examples).inputs
+    wanted = [min(1.0, e.clock) for e in examples for _ in range(e.length)]
+    assert together.text_time_T.tolist() == pytest.approx(wanted)
+    alone = [_outputs(model, collate([e]).inputs) for e in examples]
+    for number, joined in enumerate(_outputs(model, together)):
+        torch.testing.assert_close(joined, torch.cat([a[number] for a in alone]), atol=1e-5, rtol=1e-4)
 
 
 def test_chunked_token_loss_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:

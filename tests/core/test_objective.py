@@ -234,7 +234,7 @@ def test_the_text_loss_is_what_its_normaliser_says(normaliser: str, counts: str)
         weight = min(20.0, 1 / (1 - example.clock))
         if normaliser == "length":
             weight /= example.length
-        wanted += weight * float(loss + out.nll_K.double().sum())
+        wanted += weight * (loss + out.nll_K.double().sum()).item()
         targets += example.text_targets
     divisor = {"batch": targets, "constant": 4 * 11.0, "length": 4.0}[normaliser]
     found = sum(float(parts[name]) for name in ("tokens", "rate", "zero"))

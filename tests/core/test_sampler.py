@@ -111,9 +111,9 @@ def test_text_to_image_leaves_text_alone_and_makes_one_image() -> None:
     assert out.trace.passes == 12
 
 
-def random_model() -> OneFlowModel:
+def random_model(text_time: bool = False) -> OneFlowModel:
     torch.manual_seed(5)
-    model = OneFlowModel(TINY).eval()
+    model = OneFlowModel(replace(TINY, text_time=text_time)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
@@ -131,12 +131,17 @@ def mixed_requests() -> list[Request]:
     ]
 
 
+@pytest.mark.parametrize("text_time", [False, True])
+@pytest.mark.parametrize("image_weak", ["unprompted", "entropy"])
 @pytest.mark.parametrize("text_guidance", [0.0, 1.0])
-def test_a_document_does_not_depend_on_its_batch(text_guidance: float) -> None:
-    options = dict(steps=6, flush=2, max_tokens=40, image_guidance=2.0, text_guidance=text_guidance)
-    together = run(random_model(), mixed_requests(), **options)
+def test_a_document_does_not_depend_on_its_batch(
+    text_guidance: float, image_weak: str, text_time: bool
+) -> None:
+    weak = dict(image_guidance=2.0, image_weak=image_weak, text_guidance=text_guidance)
+    options = dict(steps=6, flush=2, max_tokens=40, **weak)
+    together = run(random_model(text_time), mixed_requests(), **options)
     for request, expected in zip(mixed_requests(), together, strict=True):
-        (alone,) = run(random_model(), [request], **options)
+        (alone,) = run(random_model(text_time), [request], **options)
         assert alone.trace.token == expected.trace.token
         for a, b in zip(alone.segments, expected.segments, strict=True):
             if isinstance(a, tuple):
@@ -256,3 +261,13 @@ def test_entropy_guidance_steps_away_from_a_more_even_attention() -> None:
     assert not torch.allclose(sharp, even, atol=1e-3)
     wanted = unpatchify(inputs.noisy_ND + even + 2.5 * (sharp - even), *GRID, model.config.patch)
     assert made.segments[0] == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_network_that_is_told_the_time_hears_that_of_each_document() -> None:
+    state = State(mixed_requests(), SamplerConfig(image_guidance=2.0, text_guidance=1.0), TINY, 0, 1)
+    state.text_time_B = np.where(state.text_time_B < 1, np.arange(5) / 10, 1.0)
+    inputs = build_batch(state, torch.device("cpu")).inputs
+    document = inputs.attention.document_T
+    told = [inputs.text_time_T[document == d].unique().tolist() for d in document.unique().tolist()]
+    texts = [[pytest.approx(t)] for t in state.text_time_B.tolist()]
+    assert told == [*texts, *texts, [1.0]]
