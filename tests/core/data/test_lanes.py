@@ -56,7 +56,7 @@ def test_upcoming_shards_are_those_of_this_and_the_next_window(
         return
     order = LaneOrder(sizes, lanes=2, seed="s", window=window)
     size = order.size(1)
-    bounds = [e * size + o for e in range(31) for o in range(0, size, window)]
+    bounds = [e * size + o for e in range(33) for o in range(0, size, window)]
     begin, _, stop = bounds[windows : windows + 3]
     assert set(order.upcoming(1, begin)) == {order.locate(1, i).shard for i in range(begin, stop)}
     assert all(not order.upcoming(1, i) for i in range(begin, stop) if i not in bounds)
