@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oneflow_core.flows.image import euler_step, velocity
 from oneflow_core.flows.insertion import fire_probability
-from oneflow_core.flows.schedule import Schedule, arrival_probability, build_schedule
+from oneflow_core.flows.schedule import arrival_probability, build_schedule
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.forward import Batch, build_batch
@@ -29,9 +29,8 @@ class Sampler:
     differences that batching makes inside the network.
     """
 
-    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int, schedule: str = "linear") -> None:
+    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int) -> None:
         self.model, self.bos_id, self.image_id = model, bos_id, image_id
-        self.schedule: Schedule = build_schedule(schedule)
 
     @torch.inference_mode()
     def generate(
@@ -141,12 +140,13 @@ class Sampler:
         then_B = self._next(state, now_B)
         if not state.config.adaptive:
             return then_B
-        kappa_B = self.schedule.kappa(now_B)
+        schedule = build_schedule(state.config.schedule)
+        kappa_B = schedule.kappa(now_B)
         for b, gaps in enumerate(state.gaps_B):
             if gaps is None or not (gaps.missing_S > 0).any():
                 continue
             most = float(gaps.rate_S[gaps.missing_S > 0].max())
-            due = self.schedule.inverse(kappa_B[b] + (1 - kappa_B[b]) / most)
+            due = schedule.inverse(kappa_B[b] + (1 - kappa_B[b]) / most)
             then_B[b] = min(then_B[b], max(due, now_B[b] + (then_B[b] - now_B[b]) / SHORTEST))
         return then_B
 
@@ -158,9 +158,8 @@ class Sampler:
         then_B: NDArray[np.float64],
     ) -> NDArray[np.bool_]:
         time_S = state.text_time_B[document_S]
-        rho = torch.from_numpy(
-            arrival_probability(self.schedule, time_S, then_B[document_S] - time_S)
-        ).float()
+        schedule = build_schedule(state.config.schedule)
+        rho = torch.from_numpy(arrival_probability(schedule, time_S, then_B[document_S] - time_S)).float()
         pi = torch.sigmoid(-torch.cat([g.missing_S for g in gaps]))
         rate = torch.cat([g.rate_S for g in gaps])
         probability = fire_probability(pi, rate, rho, state.config.fire).numpy()

@@ -24,6 +24,8 @@ class SamplerConfig:
 
     steps: int = 24
     """Steps from t = 0 to 1; texts of N tokens want at least 2 log2(N) + 4 (METHOD 7.4)."""
+    schedule: str = "linear"
+    """kappa, by the name that the model was trained under: when missing tokens arrive."""
     step_schedule: str = "linear"
     """How the steps lie: t = g(j / steps), with g of the names of kappa; power:2 makes early steps small."""
     adaptive: bool = False
@@ -53,7 +55,8 @@ class SamplerConfig:
         for name, low, high in (("steps", 1, 10_000), ("flush", 0, 1_000), ("max_tokens", 1, 100_000)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in [{low}, {high}], not {getattr(self, name)}")
-        build_schedule(self.step_schedule)
+        for name in (self.schedule, self.step_schedule):
+            build_schedule(name)
         if not 0 < self.entropy_sharpness < 1:
             raise ValueError(f"entropy_sharpness must lie between 0 and 1, not {self.entropy_sharpness}")
         if not 0 < self.top_p <= 1 or self.temperature < 0 or self.max_images < 0:

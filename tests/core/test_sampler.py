@@ -98,6 +98,22 @@ def test_insertion_times_are_uniform_under_the_linear_schedule() -> None:
     )
 
 
+def test_insertion_times_follow_the_models_schedule() -> None:
+    """Under kappa = t^2 a quarter of the tokens arrives in the first half, whatever the steps."""
+    answer = Answer(list(range(2, 8)))
+    for grid in ("linear", "power:2"):
+        outs = run(
+            Oracle(answer),
+            [document(s) for s in range(300)],
+            steps=200,
+            flush=0,
+            schedule="power:2",
+            step_schedule=grid,
+        )
+        times = np.concatenate([o.trace.time for o in outs])
+        assert (times < 0.5).mean() == pytest.approx(0.25, abs=0.035)
+
+
 def test_pi_of_one_inserts_nothing() -> None:
     (out,) = run(Oracle(Answer([5, 6]), silent=True), [document(0)], steps=5)
     assert out.segments == ()

@@ -89,7 +89,8 @@ def export_parts(config: TrainConfig, materials: Materials, root: str, run_id: s
         "config_digest": digest(config),
     }
     try:
-        size, sampler = config.registry.image_size, config.registry.sampler
+        size = config.registry.image_size
+        sampler = {"schedule": config.objective.schedule, **config.registry.sampler}
         return ModelParts(model.eval(), materials.tokenizer, codec, encoder, size, sampler, notes)
     except ModelDirectoryError as error:
         raise OneFlowError("the trained model", str(error), "see registry and model.dims") from error

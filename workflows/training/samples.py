@@ -64,7 +64,9 @@ class Gallery:
         rank, world = self._worker.rank, self._worker.world_size
         tokenizer = self._materials.tokenizer
         sampler = Sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
-        settings = SamplerConfig(steps=self._config.watch.sampler_steps)
+        settings = SamplerConfig(
+            steps=self._config.watch.sampler_steps, schedule=self._config.objective.schedule
+        )
         mine = sampler.generate([shown.request for shown in self._asked[rank::world]], settings)
         parts: list[Any] = [None] * world
         dist.all_gather_object(parts, mine)
