@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from oneflow_core.pipeline import OneFlowPipeline
+from oneflow_core.shapes import examine
+from oneflow_core.shapes.grammar import parse
+from oneflow_core.shapes.scores import score_reading
 from tests.tiny import tiny_parts
 from workflows.cli import app, main
 
@@ -36,6 +40,16 @@ def test_a_prompt_makes_an_image_file_and_a_trace(model: str, tmp_path: Path) ->
     trace = json.loads((out / "trace.json").read_text())
     assert trace["trace"]["passes"] == 4
     assert trace["model"]["run_id"] == "run-1"
+
+
+def test_without_a_model_the_one_in_the_package_is_taken(tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    result = CliRunner().invoke(app, ["generate", "--prompt", "a red circle", "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["model"]["name"] == "embedded"
+    made = examine(np.asarray(Image.open(out / "image-0.png").convert("RGB")))
+    score = score_reading(parse("a red circle") or [], made)
+    assert (score.colour, score.shape, score.count) == (1, 1, 1)
 
 
 def test_the_same_seed_gives_the_same_file(model: str, tmp_path: Path) -> None:
