@@ -79,11 +79,12 @@ def champion_of(
 
 
 def log(server: MlflowClient, report: EvaluationReport, directory: Path) -> str:
-    """Puts figures and files into the model's run, or a new one where the model has none; returns its id."""
+    """Puts figures and files into the model's run, or a new one where this server knows none; returns its id."""
     from mlflow.entities import Metric, RunTag
 
     with explained("logging the evaluation to MLflow"):
-        run_id = report.model["run_id"] or _new_run(server, report)
+        known = _is_known(server, report.model["run_id"])
+        run_id = report.model["run_id"] if known else _new_run(server, report)
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, 0) for name, value in report.metrics.items()]
         metrics.append(Metric(f"{report.suite}/failed", report.failed, now, 0))
@@ -91,7 +92,7 @@ def log(server: MlflowClient, report: EvaluationReport, directory: Path) -> str:
         pack_images(directory)
         files = [f for f in directory.rglob("*") if f.is_file() and f.parent.name != IMAGES]
         upload(server, replace(report, run_id=run_id), sorted(files), directory)
-        if not report.model["run_id"]:
+        if not known:
             server.set_terminated(run_id)
     return run_id
 
@@ -127,6 +128,18 @@ def is_registered(server: MlflowClient, model: Mapping[str, str]) -> bool:
                 return False
             raise
     return True
+
+
+def _is_known(server: MlflowClient, run_id: str) -> bool:
+    """Whether the run is on this server: an exported model names one that may be on another."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(run_id) and server.get_run(run_id) is not None
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return False
+        raise
 
 
 def _new_run(server: MlflowClient, report: EvaluationReport) -> str:

@@ -106,6 +106,19 @@ def test_figures_never_land_at_another_model(store: tuple[MlflowClient, str]) ->
         run(_config(), f"models:/mine/{version}", url=server.url)
 
 
+def test_a_model_whose_run_is_on_another_server_gets_a_run_here(
+    store: tuple[MlflowClient, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exported model, or the one in the package, names the run that trained it, wherever that was."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = "0123456789abcdef0123456789abcdef"
+    with deployment("oracle", "8e17e8fa53a3", elsewhere) as server:
+        report = run(_config("gate=null"), "oracle", url=server.url)
+    assert report.run_id not in ("", elsewhere)
+    here = store[0].get_run(report.run_id)
+    assert here.info.status == "FINISHED" and "t2i/single/colour" in here.data.metrics
+
+
 def test_an_alias_names_the_version_that_must_be_served(store: tuple[MlflowClient, str]) -> None:
     version, run_id = _version(store, "aliased")
     store[0].set_registered_model_alias("aliased", "candidate", version)
