@@ -28,8 +28,10 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/oneflow demo
 
+# The method's tests share nothing and run side by side; the others start servers and run one after the other.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/core -n 2
+	$(BIN)/python -m pytest tests --ignore tests/core --durations 15
 
 check: setup
 	$(BIN)/ruff format $(if $(CI),--check) .

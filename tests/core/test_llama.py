@@ -19,8 +19,7 @@ TINY = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def llama() -> LlamaForCausalLM:
+def random_llama(**rope: float | str) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -29,7 +28,7 @@ def llama() -> LlamaForCausalLM:
         num_hidden_layers=TINY.layers,
         num_attention_heads=TINY.heads,
         num_key_value_heads=TINY.kv_heads,
-        rope_parameters={"rope_type": "default", "rope_theta": TINY.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": TINY.rope_theta, **rope},
         rms_norm_eps=TINY.norm_eps,
         attn_implementation="eager",
     )
@@ -39,6 +38,11 @@ def llama() -> LlamaForCausalLM:
             if "norm" in name:
                 parameter.uniform_(0.5, 2)
     return model
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    return random_llama()
 
 
 @pytest.fixture(scope="module", params=["one file", "several files"])
@@ -52,22 +56,8 @@ def checkpoint(
 
 
 def test_llama_3s_slowed_rotations_are_the_same(tmp_path: Path) -> None:
-    rope = {"rope_type": "llama3", "rope_theta": TINY.rope_theta, "factor": 32.0}
     bounds = {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    torch.manual_seed(0)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=TINY.width,
-            intermediate_size=TINY.ffn,
-            num_hidden_layers=TINY.layers,
-            num_attention_heads=TINY.heads,
-            num_key_value_heads=TINY.kv_heads,
-            rope_parameters={**rope, **bounds},
-            rms_norm_eps=TINY.norm_eps,
-            attn_implementation="eager",
-        )
-    ).eval()
+    llama = random_llama(rope_type="llama3", factor=32.0, **bounds)
     llama.save_pretrained(tmp_path)
     with pytest.raises(LlamaError, match="rope_scaling is 1.0 in the model and 32.0"):
         load_llama(OneFlowModel(TINY), tmp_path)
