@@ -9,10 +9,13 @@ Shapes: E elements, T tokens, S slots, I generated images, N their patches, U pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from oneflow_core.ragged import ragged_range, runs
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -34,7 +37,10 @@ class Elements:
     prompt_E: BoolArray
     """Given, not generated: never corrupted, no loss."""
     slot_E: BoolArray
-    """Whether a token may be inserted right of this element."""
+    """Whether something is predicted at this element: what is missing right of it, or what comes next."""
+    copy_E: IntArray
+    """Which corruption of the document it belongs to; -1 for a prefix, which all of them share and which sees itself
+    alone."""
 
     def __len__(self) -> int:
         return len(self.kind_E)
@@ -48,7 +54,80 @@ class Elements:
             self.block_E[index],
             self.prompt_E[index],
             self.slot_E[index],
+            self.copy_E[index],
         )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text or one image, given or asked for."""
+
+    kind: int
+    """TOKEN, IMAGE or FEATURES."""
+    prompt: bool
+    tokens: Sequence[int] = ()
+    """Token ids of a text."""
+
+
+def clean_elements(
+    pieces: Sequence[Piece], bos_id: int, image_id: int, *, text: bool, prefix: bool = False
+) -> Elements:
+    """One document before corruption: BOS and its pieces, with blocks numbered from 0 in each kind.
+
+    Slots are all elements that are asked for, and those right before such a piece; none unless `text` is asked for.
+    With `prefix` the leading prompt pieces stand apart as copy -1, without slots, and a second BOS carries the slot of
+    the gap behind them: the prompt cannot see what comes after it.
+    """
+    leading = next((i for i, p in enumerate(pieces) if not p.prompt), len(pieces)) if prefix else 0
+    if not leading:
+        return _run(pieces, bos_id, image_id, text, 0)
+    shown = sum(p.kind == FEATURES for p in pieces[:leading])
+    given = _run(pieces[:leading], bos_id, image_id, False, -1)
+    rest = _run(pieces[leading:], bos_id, image_id, text, 0)
+    rest.block_E[rest.kind_E == FEATURES] += shown
+    return join([given, rest])
+
+
+def _run(pieces: Sequence[Piece], bos_id: int, image_id: int, text: bool, copy: int) -> Elements:
+    sizes = np.array([1] + [len(p.tokens) if p.kind == TOKEN else 1 for p in pieces])
+    kind_P = np.array([TOKEN] + [p.kind for p in pieces])
+    prompt_P = np.array([True] + [p.prompt for p in pieces])
+    block_P = np.full(len(kind_P), -1)
+    for kind in (IMAGE, FEATURES):
+        block_P[kind_P == kind] = np.arange((kind_P == kind).sum())
+    token_E = np.concatenate(
+        [[bos_id]] + [np.asarray(p.tokens if p.kind == TOKEN else [image_id], np.int64) for p in pieces]
+    ).astype(np.int64)
+    prompt_E = np.repeat(prompt_P, sizes)
+    slot_E = ~prompt_E
+    slot_E[(np.cumsum(sizes) - sizes)[1:][~prompt_P[1:]] - 1] = True
+    return Elements(
+        np.zeros(len(token_E), np.int64),
+        np.repeat(kind_P, sizes),
+        token_E,
+        np.repeat(block_P, sizes),
+        prompt_E,
+        slot_E & text,
+        np.full(len(token_E), copy),
+    )
+
+
+def join(parts: Sequence[Elements]) -> Elements:
+    """Concatenates elements; the document numbers must already be in order."""
+    return Elements(
+        *(
+            np.concatenate([getattr(p, name) for p in parts]).astype(kind)
+            for name, kind in (
+                ("document_E", np.int64),
+                ("kind_E", np.int64),
+                ("token_E", np.int64),
+                ("block_E", np.int64),
+                ("prompt_E", bool),
+                ("slot_E", bool),
+                ("copy_E", np.int64),
+            )
+        )
+    )
 
 
 @dataclass
@@ -57,8 +136,13 @@ class Layout:
 
     token_T: IntArray
     document_T: IntArray
+    copy_T: IntArray
+    """As `Elements.copy_E`."""
+    element_T: IntArray
+    """Place of each token's element in the document; the order of causal attention."""
     position_T: IntArray
-    """Place within the document: RoPE runs over the compressed sequence (METHOD section 5)."""
+    """Place within the document, or within the prefix and one copy: RoPE runs over the compressed sequence (METHOD
+    section 5)."""
     prompt_T: BoolArray
     slot_S: IntArray
     patch_N: IntArray
@@ -87,15 +171,13 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
     anchor_T = np.zeros(total, bool)
     anchor_T[start_E] = True
     kind_T = elements.kind_E[element_T]
-    document_T = elements.document_E[element_T]
-    first_T = (
-        np.flatnonzero(np.r_[True, document_T[1:] != document_T[:-1]]) if total else np.zeros(0, np.int64)
-    )
-    run_T = np.diff(np.r_[first_T, total])
+    document_T, copy_T = elements.document_E[element_T], elements.copy_E[element_T]
     return Layout(
         token_T=np.where(anchor_T, elements.token_E[element_T], 0),
         document_T=document_T,
-        position_T=np.arange(total) - np.repeat(first_T, run_T),
+        copy_T=copy_T,
+        element_T=element_T - element_T[_document_starts(document_T)],
+        position_T=_positions(document_T, copy_T),
         prompt_T=elements.prompt_E[element_T],
         slot_S=start_E[elements.slot_E],
         patch_N=np.flatnonzero(~anchor_T & (kind_T == IMAGE)),
@@ -105,6 +187,28 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
     )
 
 
+def _document_starts(document_T: IntArray) -> IntArray:
+    """For each token, the first token of its document."""
+    return np.searchsorted(document_T, document_T)
+
+
+def _positions(document_T: IntArray, copy_T: IntArray) -> IntArray:
+    """Places within the document; each copy goes on where the prefix ends."""
+    start_R, length_R = runs(document_T, copy_T)
+    before_R = np.zeros(len(start_R), np.int64)
+    prefix_R = copy_T[start_R] < 0
+    if prefix_R.any():
+        first_R = np.searchsorted(document_T[start_R], document_T[start_R])
+        before_R = np.where(~prefix_R & prefix_R[first_R], length_R[first_R], 0)
+    return ragged_range(before_R, length_R)
+
+
 def grid_positions(rows: int, cols: int) -> NDArray[np.int64]:
     """(row, column) of each cell of a grid in row-major order, [rows * cols, 2]."""
     return np.stack(np.divmod(np.arange(rows * cols), cols), axis=1)
+
+
+def feature_grid(count: int) -> NDArray[np.int64]:
+    """Grid positions of `count` understanding features: a square where it is one, else a row."""
+    side = int(round(count**0.5))
+    return grid_positions(side, side) if side * side == count else grid_positions(1, count)

@@ -15,36 +15,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oneflow_core.layout import Layout
-from oneflow_core.model.inputs import AttentionPlan, ModelInputs, to_device
+from oneflow_core.model.attention import AttentionPlan
+from oneflow_core.model.inputs import ModelInputs, to_device
 
 Float32 = NDArray[np.float32]
 
 
 @dataclass
 class Example:
-    """One corrupted document. Shapes as in `layout`; K missing elements, C bins of the clock."""
+    """One corrupted document. Shapes as in `layout`; K elements to predict, C corruptions."""
 
     layout: Layout
     count_S: NDArray[np.int64]
-    """Missing elements right of each slot."""
+    """Elements to predict at each slot: those missing right of it, or the one that comes next."""
     pair_slot_K: NDArray[np.int64]
-    """Slot of each missing element, ascending."""
+    """Slot of each of them, ascending."""
     pair_token_K: NDArray[np.int64]
     noisy_ND: Float32
     clean_ND: Float32
     noise_ND: Float32
     time_N: Float32
-    flow_N: NDArray[np.bool_]
-    """Patches whose image is still in flow (t_img < 1); only they have an image loss (METHOD 7.6)."""
     patch_grid_N2: NDArray[np.int64]
     feature_MD: Float32
     feature_grid_M2: NDArray[np.int64]
+    copy_S: NDArray[np.int64]
+    """Corruption that each slot belongs to."""
+    clock_C: NDArray[np.float64]
+    """The text clock tau of each corruption, for losses by time."""
+    weight_C: NDArray[np.float64]
+    """Weight of each corruption's text loss."""
     text_targets: int
-    """Target tokens of the clean document, kept or not: what the text loss is divided by, summed over the batch."""
-    clock: float
-    """The text clock tau of this corruption, for losses by time."""
-    weight: float = 1.0
-    """Weight of this document's text loss."""
+    """Target tokens of the clean document, kept or not, once for each corruption: what the text loss is divided by,
+    summed over the batch."""
+    causal: bool = False
+    """Whether an element sees nothing after itself."""
+
+    @property
+    def flow_N(self) -> NDArray[np.bool_]:
+        """Patches whose image is still in flow (t_img < 1); only they have an image loss (METHOD 7.6)."""
+        flow: NDArray[np.bool_] = self.time_N < 1
+        return flow
 
     @property
     def length(self) -> int:
@@ -71,7 +81,7 @@ class Pack:
     """Weight of each missing token's loss, float32."""
     text_targets: int
     texts: int
-    """Documents with text targets."""
+    """Corruptions of documents with text targets."""
     documents: int
 
     @property
@@ -103,8 +113,8 @@ def collate(examples: Sequence[Example]) -> Pack:
         token_T=_tensor(_join([e.layout.token_T for e in examples])),
         position_T=_tensor(_join([e.layout.position_T for e in examples])),
         prompt_T=_tensor(_join([e.layout.prompt_T for e in examples]).astype(np.float32)),
-        text_time_T=_tensor(np.repeat([min(1.0, e.clock) for e in examples], lengths_B).astype(np.float32)),
-        attention=AttentionPlan.build(lengths_B),
+        text_time_T=_tensor(np.concatenate([_text_times(e) for e in examples])),
+        attention=_attention(examples, lengths_B),
         slot_S=_tensor(_join([e.layout.slot_S for e in examples], token_start_B)),
         patch_N=_tensor(_join([e.layout.patch_N for e in examples], token_start_B)),
         noisy_ND=_tensor(_join([e.noisy_ND for e in examples])),
@@ -117,8 +127,8 @@ def collate(examples: Sequence[Example]) -> Pack:
         pair_row_K=_tensor(np.searchsorted(logit_slot_R, pair_slot_K)),
         pair_token_K=_tensor(_join([e.pair_token_K for e in examples])),
     )
-    clock_S = np.repeat([e.clock for e in examples], slots_B).astype(np.float32)
-    weight_S = np.repeat([e.weight for e in examples], slots_B).astype(np.float32)
+    clock_S = np.concatenate([e.clock_C[e.copy_S] for e in examples]).astype(np.float32)
+    weight_S = np.concatenate([e.weight_C[e.copy_S] for e in examples]).astype(np.float32)
     return Pack(
         inputs,
         _tensor(count_S),
@@ -130,9 +140,21 @@ def collate(examples: Sequence[Example]) -> Pack:
         _tensor(weight_S),
         _tensor(weight_S[pair_slot_K]),
         sum(e.text_targets for e in examples),
-        sum(e.text_targets > 0 for e in examples),
+        sum(len(e.clock_C) for e in examples if e.text_targets),
         len(examples),
     )
+
+
+def _text_times(example: Example) -> Float32:
+    """t_text of each token; 1 for a prefix, which all corruptions share."""
+    times_C1 = np.append(np.minimum(1.0, example.clock_C), 1.0)
+    return times_C1[example.layout.copy_T].astype(np.float32)
+
+
+def _attention(examples: Sequence[Example], lengths_B: NDArray[np.int64]) -> AttentionPlan:
+    order_T = _join([e.layout.element_T for e in examples]) if examples[0].causal else None
+    document_T = np.repeat(np.arange(len(examples)), lengths_B)
+    return AttentionPlan.of_runs(document_T, _join([e.layout.copy_T for e in examples]), order_T)
 
 
 def _join(arrays: Sequence[NDArray], offsets: NDArray[np.int64] | None = None) -> NDArray:

@@ -14,7 +14,7 @@ import torch
 from oneflow_core.images import fit
 from oneflow_core.model_directory import ModelParts, load, save
 from oneflow_core.model_source import Facts, local_directory
-from oneflow_core.sampling.sampler import Sampler
+from oneflow_core.sampling import build_sampler
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Target
 from oneflow_core.trace import Trace, decode_trace
 
@@ -58,7 +58,7 @@ class OneFlowPipeline:
         self.identity: Facts = {"name": "", "version": "", "run_id": "", **(identity or {})}
         model, tokenizer = parts.model, parts.tokenizer
         self.defaults = _with(SamplerConfig(), parts.sampler)
-        self.sampler = Sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
+        self.sampler = build_sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
 
     @classmethod
     def from_pretrained(

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oneflow_core.model.adapters import TimeEmbedding
+from oneflow_core.model.attention import AttentionPlan, attend
+from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
-from oneflow_core.model.inputs import AttentionPlan
 
 LLAMA3_CONTEXT, LLAMA3_SLOW, LLAMA3_FAST = 8192, 1.0, 4.0
 """Of Llama 3's scaling: rotations of under SLOW turns in its first context are slowed, of over FAST are not."""
@@ -41,20 +42,12 @@ def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)
 
 
-def packed_attention(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, plan: AttentionPlan) -> Tensor:
-    """Attention within each document of a pack, as the plan says: [T, H, d] from H query and G key/value heads."""
-    parts = []
-    for bucket in plan.buckets:
-        q, k, v = (x[bucket.token_BL].transpose(1, 2) for x in (q_THd, k_TGd, v_TGd))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bucket.mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[plan.restore_T]
+Memory = tuple[Tensor, Tensor]
+"""Keys and values of one layer, [R, G, d] each."""
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention without a causal mask; q, k and v in one projection."""
+    """Grouped-query self-attention, as the plan says; q, k and v in one projection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -62,14 +55,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
 
-    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan) -> Tensor:
-        """[T, D] -> [T, D]."""
+    def forward(
+        self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan, memory: Memory | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]; with a memory, keys and values are written there first and read from there."""
         qkv = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(qk, rope).split([self.heads, self.kv_heads], dim=1)
         if plan.sharpness_T is not None:
             q = q * plan.sharpness_T.to(q.dtype)[:, None, None]
-        out_THd = packed_attention(q, k, v, plan)
+        if memory is not None and plan.write_T is not None:
+            k, v = (x.index_copy_(0, plan.write_T, new) for x, new in zip(memory, (k, v), strict=True))
+        out_THd = attend(q, k, v, plan)
         return self.out(out_THd.flatten(1))
 
 
@@ -119,14 +116,21 @@ class Block(nn.Module):
         self.ffn = SwiGLU(config)
         self.modulation = Modulation(config.width) if config.text_time else None
 
-    def forward(self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan, clock: Clock | None = None) -> Tensor:
+    def forward(
+        self,
+        x_TD: Tensor,
+        rope: Tensor,
+        plan: AttentionPlan,
+        clock: Clock | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """[T, D] -> [T, D]."""
         if self.modulation is None or clock is None:
-            x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan)
+            x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan, memory)
             return x_TD + self.ffn(self.ffn_norm(x_TD))
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(clock)
         heard_TD = torch.addcmul(shift, self.attention_norm(x_TD), 1 + scale)
-        x_TD = torch.addcmul(x_TD, self.attention(heard_TD, rope, plan), 1 + gate)
+        x_TD = torch.addcmul(x_TD, self.attention(heard_TD, rope, plan, memory), 1 + gate)
         heard_TD = torch.addcmul(ffn_shift, self.ffn_norm(x_TD), 1 + ffn_scale)
         return torch.addcmul(x_TD, self.ffn(heard_TD), 1 + ffn_gate)
 
@@ -148,9 +152,17 @@ class Backbone(nn.Module):
             yield block
 
     def forward(
-        self, x_TD: Tensor, position_T: Tensor, plan: AttentionPlan, text_time_T: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        position_T: Tensor,
+        plan: AttentionPlan,
+        text_time_T: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Final hidden states, [T, D]; `text_time_T` is for a trunk that is told the time."""
+        """Final hidden states, [T, D]; `text_time_T` is for a trunk that is told the time.
+
+        With a cache the plan's keys are its rows, among which the tokens of this pass are written first.
+        """
         config = self.config
         rope = rotary_table(position_T, config.head_dim, config.rope_theta, config.rope_scaling)
         clock = None
@@ -159,6 +171,6 @@ class Backbone(nn.Module):
                 raise ValueError("this trunk is told the text's time (text_time); give text_time_T")
             times_U, which_T = text_time_T.unique(return_inverse=True)
             clock = Clock(self.time(times_U), which_T)
-        for block in self.blocks:
-            x_TD = block(x_TD, rope, plan, clock)
+        for number, block in enumerate(self.blocks):
+            x_TD = block(x_TD, rope, plan, clock, cache.layer(number) if cache else None)
         return self.norm(x_TD)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from oneflow_core.flows.insertion import Counts
+
+ObjectiveKind = Literal["oneflow", "transfusion", "masked"]
+PromptAttention = Literal["full", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class ModelConfig:
     latent_scale: float = 1.0
     """Deviation of the corpus's latents, by which they are divided before the network sees them: flow matching wants
     data as wide as its noise. `oneflow corpus inspect` measures it; 1 for what the codec was scaled on."""
+    objective: ObjectiveKind = "oneflow"
+    """What the network is for: oneflow (insertions), or a baseline on the same trunk: transfusion (AR + FM: next
+    tokens, causal but within an image) or masked (Mask + FM: tokens under a mask, whose id is the last one)."""
+    prompt_attention: PromptAttention = "full"
+    """full: the prompt attends to the whole document (the paper). prefix: leading prompt segments attend among
+    themselves alone, so that their keys and values are computed once for all steps and copies (ours)."""
     counts: Counts = "gated"
     """What the count head says of a gap: pi and lambda_nonzero (the paper), or a plain Poisson rate (Edit Flows), from
     which pi = exp(-lambda) and lambda_nonzero = lambda / (1 - pi) follow."""
@@ -63,11 +72,26 @@ class ModelConfig:
             )
         if not 0 < self.latent_scale < float("inf"):
             raise ValueError(f"latent_scale {self.latent_scale}: must be a number above 0")
+        for name, value, known in (
+            ("objective", self.objective, get_args(ObjectiveKind)),
+            ("prompt_attention", self.prompt_attention, get_args(PromptAttention)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is none of: {', '.join(known)}")
+        if self.objective == "transfusion" and self.prompt_attention == "prefix":
+            raise ValueError(
+                "prompt_attention prefix: transfusion is causal, its prompt sees itself alone anyway"
+            )
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for one that is not yet known, under the masked objective."""
+        return self.vocab_size - 1
 
     @property
     def patch_dim(self) -> int:

@@ -19,20 +19,23 @@ LEAST_RATE = 1e-6
 
 
 class InsertionHeads(nn.Module):
-    """pi, lambda_nonzero and Q at the slots."""
+    """pi, lambda_nonzero and Q at the slots; Q alone for the baselines."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kind = config.counts
-        self.count = nn.Linear(config.width, 2 if config.counts == "gated" else 1)
+        outputs = 2 if config.counts == "gated" else 1
+        self.count = nn.Linear(config.width, outputs) if config.objective == "oneflow" else None
         self.tokens = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor]:
-        """(logit of pi, lambda_nonzero), both [S], float32.
+    def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """(logit of pi, lambda_nonzero), both [S], float32; nothing where the objective counts nothing.
 
         gated: lambda_nonzero = 1 + softplus of an output of its own. plain: both are those of a Poisson law whose rate
         is the softplus of the only output.
         """
+        if self.count is None:
+            return None, None
         if self.kind == "plain":
             rate = F.softplus(self.count(hidden_SD).float().squeeze(-1)).clamp(min=LEAST_RATE)
             return -torch.expm1(rate).log(), rate / -torch.expm1(-rate)
@@ -81,9 +84,10 @@ class ImageHead(nn.Module):
 def start_heads(heads: InsertionHeads, image: ImageHead) -> None:
     """Initial values: counts at their mean under t ~ U[0, 1] (METHOD 7.6), near-uniform tokens, an image of zeros."""
     nn.init.normal_(heads.tokens.weight, std=0.02)
-    nn.init.zeros_(heads.count.weight)
-    with torch.no_grad():
+    if heads.count is not None:
+        nn.init.zeros_(heads.count.weight)
         start = [PI_LOGIT_AT_START, RATE_BIAS_AT_START] if heads.kind == "gated" else [PLAIN_BIAS_AT_START]
-        heads.count.bias.copy_(torch.tensor(start))
+        with torch.no_grad():
+            heads.count.bias.copy_(torch.tensor(start))
     nn.init.zeros_(image.project.weight)
     nn.init.zeros_(image.project.bias)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oneflow_core.model.adapters import FeatureAdapter, PatchAdapter
 from oneflow_core.model.backbone import Backbone
+from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.heads import ImageHead, InsertionHeads, start_heads
 from oneflow_core.model.inputs import ModelInputs, ModelOutputs
@@ -64,9 +65,14 @@ class OneFlowModel(nn.Module):
             x_TD = x_TD + inputs.prompt_T.to(x_TD.dtype)[:, None] * self.prompt
         return x_TD
 
-    def forward(self, inputs: ModelInputs) -> ModelOutputs:
-        """One pass for both modalities (paper Algorithm 2: `model(X, I, t_img)`)."""
-        hidden_TD = self.backbone(self.embed(inputs), inputs.position_T, inputs.attention, inputs.text_time_T)
+    def forward(self, inputs: ModelInputs, cache: KeyValueCache | None = None) -> ModelOutputs:
+        """One pass for both modalities (paper Algorithm 2: `model(X, I, t_img)`).
+
+        With a cache, which inference alone may give, the tokens of the pass see those of earlier ones too.
+        """
+        hidden_TD = self.backbone(
+            self.embed(inputs), inputs.position_T, inputs.attention, inputs.text_time_T, cache
+        )
         hidden_SD = hidden_TD[inputs.slot_S]
         pi_logit_S, rate_S = self.heads.counts(hidden_SD)
         hidden_RD = hidden_SD[inputs.logit_slot_R]

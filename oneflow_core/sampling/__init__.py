@@ -1,6 +1,31 @@
-"""Concurrent mixed-modal generation: text by insertions and images by flow, in one loop (paper section 2.3)."""
+"""Generation: text by insertions and images by flow, in one loop (paper section 2.3); and the baselines' own ways."""
 
-from oneflow_core.sampling.sampler import Sampler
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Trace
+from __future__ import annotations
 
-__all__ = ["Generation", "Request", "Sampler", "SamplerConfig", "Trace"]
+from oneflow_core.model.oneflow import OneFlowModel
+from oneflow_core.sampling.causal import CausalSampler
+from oneflow_core.sampling.masked import MaskedSampler
+from oneflow_core.sampling.sampler import InsertionSampler
+from oneflow_core.sampling.types import Generation, Request, Sampler, SamplerConfig, Trace
+
+__all__ = [
+    "CausalSampler",
+    "Generation",
+    "InsertionSampler",
+    "MaskedSampler",
+    "Request",
+    "Sampler",
+    "SamplerConfig",
+    "Trace",
+    "build_sampler",
+]
+
+
+def build_sampler(model: OneFlowModel, *, bos_id: int, image_id: int) -> Sampler:
+    """The sampler of the objective that the model was trained under."""
+    kinds: dict[str, type[CausalSampler] | type[MaskedSampler] | type[InsertionSampler]] = {
+        "oneflow": InsertionSampler,
+        "transfusion": CausalSampler,
+        "masked": MaskedSampler,
+    }
+    return kinds[model.config.objective](model, bos_id=bos_id, image_id=image_id)

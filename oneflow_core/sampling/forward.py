@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from oneflow_core.layout import IMAGE, Elements, grid_positions, lay_out
-from oneflow_core.model.inputs import AttentionPlan, ModelInputs, to_device
-from oneflow_core.objectives.oneflow import feature_grid
-from oneflow_core.sampling.state import State, join
+from oneflow_core.layout import IMAGE, Elements, Layout, join, lay_out
+from oneflow_core.model.attention import AttentionPlan
+from oneflow_core.model.cache import KeyValueCache
+from oneflow_core.model.inputs import ModelInputs, to_device
+from oneflow_core.sampling.media import Media
+from oneflow_core.sampling.prefix import PrefixCache, without_prefix
+
+
+class Running(Protocol):
+    """What a batch is built from: `Media` with elements."""
+
+    elements: Elements
+    text_time_B: NDArray[np.float64]
+
+    @property
+    def due_B(self) -> NDArray[np.bool_]:
+        """Documents that the network must see."""
+        ...
 
 
 @dataclass
@@ -20,6 +34,7 @@ class Batch:
     """One forward pass. `documents` full copies come first, then weak copies."""
 
     inputs: ModelInputs
+    cache: KeyValueCache | None
     image_I: NDArray[np.int64]
     """Block of each image in the pass, full and weak, in the order of their patches."""
     full_images: int
@@ -30,64 +45,28 @@ class Batch:
     """How many of the slots belong to full copies; the weak copies' follow in the same order, if any."""
 
 
-def build_batch(state: State, device: torch.device) -> Batch:
+def build_batch(state: Running, device: torch.device, prefixes: PrefixCache | None = None) -> Batch:
     """Lays out the documents that are due, and weak copies where guidance is on.
 
     The weak copy for image guidance is the image alone after BOS, for text guidance the document without its
     prompt: both are what prompt dropout shows in training. Entropy guidance takes the whole document once more.
+    With `prefixes`, prompts are read from there and are no part of the pass.
     """
-    due_E = state.due_B[state.elements.document_E]
-    index_E = np.flatnonzero(due_E)
+    assert isinstance(state, Media)
+    index_E = np.flatnonzero(state.due_B[state.elements.document_E])
     full = state.elements.take(index_E)
-    parts, last, times = [full], len(state.requests), [state.text_time_B]
-    if state.config.text_guidance:
-        weak_E = ~full.prompt_E | (full.document_E != np.r_[-1, full.document_E[:-1]])
-        weak = full.take(weak_E)
-        weak.slot_E = _same_slots(full, weak)
-        weak.document_E = weak.document_E + last
-        parts.append(weak)
-        times.append(state.text_time_B)
-        last *= 2
-    even = len(parts)
-    if state.config.image_guidance != 1 and state.config.image_weak == "entropy":
-        parts.append(_with_images(state, full, last))
-        times.append(state.text_time_B)
-    elif state.config.image_guidance != 1:
-        # Without a text there is none to wait for: its time is 1, as in training.
-        times.append(np.ones(len(state.images_in_flow)))
-        parts += [_image_alone(state, int(i), last + n) for n, i in enumerate(state.images_in_flow)]
-    elements = join(parts)
-    patches_I = np.array([len(p) for p in state.patches], np.int64)
-    features_U = np.array([len(f) for f in state.features], np.int64)
-    layout = lay_out(elements, patches_I, features_U)
-    time_I = np.array(state.image_time, np.float32)[layout.image_I]
-    plan = AttentionPlan.build(np.unique(layout.document_T, return_counts=True)[1])
+    parts, times, even = _copies(state, full)
+    layout = lay_out(join(parts), state.patches_I, state.features_U)
+    text_time_T = np.where(layout.copy_T < 0, 1.0, np.concatenate(times)[layout.document_T])
+    sharpness_T = None
     if state.config.image_weak == "entropy" and len(parts) > even:
-        first = int(np.searchsorted(layout.document_T, last))
-        plan.sharpness_T = torch.ones(len(layout.document_T))
-        plan.sharpness_T[first:] = state.config.entropy_sharpness
-    inputs = ModelInputs(
-        token_T=torch.from_numpy(layout.token_T),
-        position_T=torch.from_numpy(layout.position_T),
-        prompt_T=torch.from_numpy(layout.prompt_T.astype(np.float32)),
-        text_time_T=torch.from_numpy(np.concatenate(times)[layout.document_T].astype(np.float32)),
-        attention=plan,
-        slot_S=torch.from_numpy(layout.slot_S),
-        patch_N=torch.from_numpy(layout.patch_N),
-        noisy_ND=_cat([state.patches[i] for i in layout.image_I], state.model.patch_dim),
-        time_N=torch.from_numpy(np.repeat(time_I, patches_I[layout.image_I])),
-        patch_grid_N2=_grids(
-            [grid_positions(*state.requests[state.image_document[i]].grid) for i in layout.image_I]
-        ),
-        feature_M=torch.from_numpy(layout.feature_M),
-        feature_MD=_cat(
-            [torch.from_numpy(state.features[u]) for u in layout.prompt_image_U], state.model.feature_dim
-        ),
-        feature_grid_M2=_grids([feature_grid(len(state.features[u])) for u in layout.prompt_image_U]),
-        logit_slot_R=torch.arange(len(layout.slot_S)),
-    )
+        weak_T = (layout.document_T >= len(state.requests) * even) & (layout.copy_T >= 0)
+        sharpness_T = torch.from_numpy(np.where(weak_T, state.config.entropy_sharpness, 1.0)).float()
+    layout, plan, kept_T = _plan(layout, prefixes, len(state.requests))
+    plan.sharpness_T = None if sharpness_T is None else sharpness_T[kept_T]
     return Batch(
-        to_device(inputs, device),
+        to_device(state.inputs(layout, plan, text_time_T[kept_T]), device),
+        prefixes.cache if prefixes else None,
         layout.image_I,
         int((full.kind_E == IMAGE).sum()),
         index_E[full.slot_E],
@@ -95,14 +74,60 @@ def build_batch(state: State, device: torch.device) -> Batch:
     )
 
 
-def _same_slots(full: Elements, weak: Elements) -> NDArray[np.bool_]:
-    """Slots of the weak copies: those of generated elements, and BOS in place of the prompt's last element."""
-    has_slots = np.zeros(int(full.document_E.max()) + 1, bool)
-    has_slots[full.document_E[full.slot_E]] = True
-    return np.where(weak.prompt_E, has_slots[weak.document_E], weak.slot_E)
+def _copies(state: Running, full: Elements) -> tuple[list[Elements], list[NDArray[np.float64]], int]:
+    """Full and weak copies, the text times of their documents, and how many parts are copies of all documents."""
+    assert isinstance(state, Media)
+    parts, times, last = [full], [state.text_time_B], len(state.requests)
+    if state.config.text_guidance:
+        parts.append(_unprompted(state.model.objective == "oneflow", full, last))
+        times.append(state.text_time_B)
+    even = len(parts)
+    last *= even
+    if state.config.image_guidance != 1 and state.config.image_weak == "entropy":
+        parts.append(_with_images(state, full, last))
+        times.append(state.text_time_B)
+    elif state.config.image_guidance != 1:
+        # Without a text there is none to wait for: its time is 1, as in training.
+        times.append(np.ones(len(state.images_in_flow)))
+        parts += [image_alone(state, int(i), last + n) for n, i in enumerate(state.images_in_flow)]
+    return parts, times, even
 
 
-def _with_images(state: State, full: Elements, document: int) -> Elements:
+def _plan(
+    layout: Layout, prefixes: PrefixCache | None, requests: int
+) -> tuple[Layout, AttentionPlan, NDArray[np.bool_]]:
+    """The layout of the pass, its attention, and which tokens of the whole layout it holds."""
+    if prefixes is None:
+        return (
+            layout,
+            AttentionPlan.of_runs(layout.document_T, layout.copy_T),
+            np.ones_like(layout.copy_T, bool),
+        )
+    shorter, document_B = without_prefix(layout)
+    kept_T = layout.copy_T >= 0
+    return shorter, prefixes.plan(shorter, np.where(document_B < 0, -1, document_B % requests)), kept_T
+
+
+def _unprompted(insertions: bool, full: Elements, last: int) -> Elements:
+    """Copies without prompts, numbered from `last` on. Slots are those of the full ones, in the same order.
+
+    Where a prompt owns a slot, BOS takes it. A prefix owns none: the BOS behind it does, and is left as it is.
+    """
+    first_E = full.document_E != np.r_[-1, full.document_E[:-1]]
+    prefixed = np.zeros(int(full.document_E.max()) + 1, bool)
+    prefixed[full.document_E[full.copy_E < 0]] = True
+    carrier_E = (full.copy_E >= 0) & np.r_[False, full.copy_E[:-1] < 0]
+    opens_E = np.where(prefixed[full.document_E], carrier_E, first_E)
+    weak = full.take(~full.prompt_E | opens_E)
+    if insertions:
+        has_slots = np.zeros(len(prefixed), bool)
+        has_slots[full.document_E[full.slot_E]] = True
+        weak.slot_E = np.where(weak.prompt_E, has_slots[weak.document_E], weak.slot_E)
+    weak.document_E = weak.document_E + last
+    return weak
+
+
+def _with_images(state: Media, full: Elements, document: int) -> Elements:
     """Copies of the documents with an image in flow, without slots; numbered from `document` on."""
     wanted_B = np.zeros(len(state.requests), bool)
     wanted_B[np.array(state.image_document, int)[state.images_in_flow]] = True
@@ -112,7 +137,8 @@ def _with_images(state: State, full: Elements, document: int) -> Elements:
     return copy
 
 
-def _image_alone(state: State, block: int, document: int) -> Elements:
+def image_alone(state: Media, block: int, document: int) -> Elements:
+    """An image after BOS, as document number `document`."""
     return Elements(
         np.full(2, document),
         np.array([0, IMAGE]),
@@ -120,12 +146,5 @@ def _image_alone(state: State, block: int, document: int) -> Elements:
         np.array([-1, block]),
         np.array([True, False]),
         np.zeros(2, bool),
+        np.zeros(2, np.int64),
     )
-
-
-def _cat(parts: list[Tensor], width: int) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, width)
-
-
-def _grids(grids: list[NDArray[np.int64]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(grids) if grids else np.zeros((0, 2), np.int64))

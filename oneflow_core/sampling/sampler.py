@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oneflow_core.flows.image import euler_step, velocity
 from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.schedule import arrival_probability, build_schedule
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.model.oneflow import OneFlowModel
+from oneflow_core.sampling.draw import draw, first, guided
 from oneflow_core.sampling.forward import Batch, build_batch
+from oneflow_core.sampling.prefix import PrefixCache
 from oneflow_core.sampling.state import Gaps, State
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig
 
@@ -22,7 +23,7 @@ SHORTEST = 4
 """An adaptive step is at least this part of a whole one, so that passes stay bounded."""
 
 
-class Sampler:
+class InsertionSampler:
     """Generates documents with a trained model.
 
     Every document has its own random stream, so its result is the same in any batch, up to the floating-point
@@ -49,59 +50,35 @@ class Sampler:
         config = config or SamplerConfig()
         state = State(requests, config, self.model.config, self.bos_id, self.image_id)
         device = next(self.model.parameters()).device
+        prefixes = PrefixCache(self.model, state, state.elements) if self._keeps(config) else None
         while state.active_B.any():
             if state.due_B.any():
-                batch = build_batch(state, device)
-                outputs = self.model(batch.inputs)
+                batch = build_batch(state, device, prefixes)
+                outputs = self.model(batch.inputs, batch.cache) if prefixes else self.model(batch.inputs)
                 state.passes_B += state.due_B
                 self._keep_gaps(state, batch, outputs)
-                self._move_images(state, batch, outputs)
+                state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs, state.mark)
             self._fire(state)
             state.step += 1
             if observe:
                 observe(state)
         return state.finish()
 
+    def _keeps(self, config: SamplerConfig) -> bool:
+        return config.prefix_cache and self.model.config.prompt_attention == "prefix"
+
     def _keep_gaps(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
         """What the pass said of each document's gaps; the documents are no longer changed."""
         count, w = batch.full_slots, state.config.text_guidance
         document_S = state.elements.document_E[batch.slot_element_S]
         sizes = np.bincount(document_S, minlength=len(state.requests)).tolist()
-        missing = _guided(-outputs.pi_logit_S, count, w).cpu().split(sizes)
-        rate = _guided(outputs.rate_S.log(), count, w).exp().clamp(min=1).cpu().split(sizes)
-        logits = _guided(outputs.logits_RV, count, w).split(sizes)
+        assert outputs.pi_logit_S is not None and outputs.rate_S is not None
+        missing = guided(-outputs.pi_logit_S, count, w).cpu().split(sizes)
+        rate = guided(outputs.rate_S.log(), count, w).exp().clamp(min=1).cpu().split(sizes)
+        logits = guided(outputs.logits_RV, count, w).split(sizes)
         for b in np.flatnonzero(state.due_B).tolist():
             state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b])
             state.changed_B[b] = self.model.config.text_time
-
-    def _move_images(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
-        """One Euler step of every image in flow, guided against its weak copy."""
-        moving = state.images_in_flow
-        if not len(moving):
-            return
-        time_I = np.array(state.image_time)
-        step_I = self._next(state, time_I) - time_I
-        sizes = [len(state.patches[i]) for i in batch.image_I]
-        eps = min(self.model.config.clean_eps, float(step_I[moving].min()))
-        time_N, noisy_ND = batch.inputs.time_N, batch.inputs.noisy_ND
-        v_ND = velocity(outputs.image_ND.float(), noisy_ND, time_N, self.model.config.prediction, eps)
-        full_v = dict(zip(batch.image_I[: batch.full_images].tolist(), v_ND.split(sizes), strict=False))
-        weak_v = dict(
-            zip(
-                batch.image_I.tolist()[batch.full_images :],
-                v_ND.split(sizes)[batch.full_images :],
-                strict=True,
-            )
-        )
-        for i in moving.tolist():
-            v = full_v[i]
-            if i in weak_v:
-                v = weak_v[i] + state.config.image_guidance * (v - weak_v[i])
-            t = torch.full((len(v),), state.image_time[i])
-            step = torch.full_like(t, float(step_I[i]))
-            state.patches[i], t = euler_step(state.patches[i], v.cpu(), t, step)
-            state.image_time[i] = float(t[0]) if float(t[0]) < 1 - 1e-6 else 1.0
-            state.changed_B[state.image_document[i]] = True
 
     def _fire(self, state: State) -> None:
         """Inserts at most one element into every gap, all at once, decided on the state before the step."""
@@ -125,19 +102,10 @@ class Sampler:
         )
         state.text_time_B = then_B
 
-    def _next(self, state: State, time: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where a step from `time` leads; at most 1."""
-        if state.config.step_schedule == "linear":
-            then = time + 1 / state.config.steps
-        else:
-            grid = build_schedule(state.config.step_schedule)
-            then = grid.kappa(np.minimum(1.0, grid.inverse(np.minimum(time, 1.0)) + 1 / state.config.steps))
-        return np.where(then > 1 - 1e-9, 1.0, then)
-
     def _next_text_times(self, state: State) -> NDArray[np.float64]:
         """Each document's text time after this step; shorter where `adaptive` finds a gap that is due more than one."""
         now_B = state.text_time_B
-        then_B = self._next(state, now_B)
+        then_B = state.next_time(now_B)
         if not state.config.adaptive:
             return then_B
         schedule = build_schedule(state.config.schedule)
@@ -168,7 +136,7 @@ class Sampler:
         flushing = time_S >= 1
         fire = np.where(flushing, (pi.numpy() < 0.5) & (state.flush_B[document_S] > 0), draws < probability)
         room_B = state.config.max_tokens - state.generated_tokens()
-        return _first(fire, document_S, room_B)
+        return first(fire, document_S, room_B)
 
     def _tokens(self, state: State, document_F: NDArray[np.int64], logits_FV: Tensor) -> NDArray[np.int64]:
         """One token for each firing gap; an anchor beyond a document's images is not to be drawn."""
@@ -184,36 +152,6 @@ class Sampler:
         sizes = np.bincount(document_F, minlength=len(state.requests))
         draws = np.concatenate([rng.random(n) for rng, n in zip(state.rng_B, sizes, strict=True)])
         with_images = torch.where(torch.from_numpy(room_F > 0)[:, None], logits_FV, plain_FV)
-        token = _draw(with_images, draws, state.config)
-        over = (token == self.image_id) & ~_first(token == self.image_id, document_F, allowed_B - images_B)
-        return np.where(over, _draw(plain_FV, draws, state.config), token)
-
-
-def _guided(values: Tensor | None, full: int, w: float) -> Tensor:
-    """(1 + w) of the full copies less w of the weak ones, which follow in the same order (METHOD section 4)."""
-    assert values is not None
-    return values[:full] if not w else (1 + w) * values[:full] - w * values[full : 2 * full]
-
-
-def _first(
-    chosen: NDArray[np.bool_], document: NDArray[np.int64], room_B: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Of the chosen, the first `room_B[b]` of each document b; `document` ascends."""
-    rank: NDArray[np.int64] = np.cumsum(chosen) - chosen
-    starts = np.searchsorted(document, np.arange(len(room_B)))
-    base = np.r_[rank, rank[-1] + chosen[-1] if len(rank) else 0][np.minimum(starts, len(rank))]
-    return chosen & (rank - base[document] < room_B[document])
-
-
-def _draw(logits_FV: Tensor, draws_F: NDArray[np.float64], config: SamplerConfig) -> NDArray[np.int64]:
-    """Inverse-CDF sampling with temperature and top-p: one uniform number a row."""
-    if config.temperature == 0 or not len(draws_F):
-        return logits_FV.argmax(-1).numpy()
-    probability, token = (logits_FV / config.temperature).softmax(-1).double().sort(dim=-1, descending=True)
-    mass = probability.cumsum(-1)
-    probability = probability.masked_fill(mass - probability >= config.top_p, 0.0)
-    mass = probability.cumsum(-1) / probability.sum(-1, keepdim=True)
-    place = torch.searchsorted(mass, torch.from_numpy(draws_F)[:, None], right=True).clamp(
-        max=mass.shape[-1] - 1
-    )
-    return token.gather(-1, place)[:, 0].numpy()
+        token = draw(with_images, draws, state.config)
+        over = (token == self.image_id) & ~first(token == self.image_id, document_F, allowed_B - images_B)
+        return np.where(over, draw(plain_FV, draws, state.config), token)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,22 @@ class SamplerConfig:
     """Most generated tokens of a document."""
     max_images: int = 4
     """Most generated images of a document."""
+    prefix_cache: bool = True
+    """Computes keys and values of prompts once, where the network's prompts attend among themselves alone
+    (`prompt_attention` prefix); off computes them at every step, with the same result."""
+    length: int = 64
+    """Tokens of a text under the masked objective, the end symbol included: those that it was trained with."""
+    remask: Literal["random", "confidence"] = "random"
+    """Which masked tokens the masked objective settles in a step: any (LLaDA: better for OneFlow's authors, paper
+    section 3), or those that it is surest of."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("steps", 1, 10_000), ("flush", 0, 1_000), ("max_tokens", 1, 100_000)):
+        for name, low, high in (
+            ("steps", 1, 10_000),
+            ("flush", 0, 1_000),
+            ("max_tokens", 1, 100_000),
+            ("length", 1, 100_000),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in [{low}, {high}], not {getattr(self, name)}")
         for name in (self.schedule, self.step_schedule):
@@ -98,3 +112,26 @@ class Generation:
 
     segments: tuple[tuple[int, ...] | NDArray[np.float32], ...]
     trace: Trace
+
+
+class Sampler(Protocol):
+    """Generates documents with a trained model, whatever its objective.
+
+    Every document has its own random stream, so its result is the same in any batch, up to the floating-point
+    differences that batching makes inside the network.
+    """
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        config: SamplerConfig | None = None,
+        observe: Callable[[Any], None] | None = None,
+    ) -> list[Generation]:
+        """Runs all requests together until each is done.
+
+        Args:
+            requests: ragged prompts and targets, any mixture.
+            config: shared by the batch.
+            observe: called with the running state after every pass.
+        """
+        ...

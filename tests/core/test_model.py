@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oneflow_core.model import PRESETS, AttentionPlan, ModelConfig, ModelInputs, OneFlowModel, heads
-from oneflow_core.model.backbone import Backbone, packed_attention
-from oneflow_core.objectives import OneFlowConfig, OneFlowObjective
+from oneflow_core.model.attention import attend
+from oneflow_core.model.backbone import Backbone
+from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.packing import collate
 from tests.core.words import TINY, WordTokenizer, image, sample, text
 
@@ -29,15 +30,15 @@ def test_packed_attention_equals_dense_attention_with_a_mask(lengths: list[int])
     k4, v4 = (x.repeat_interleave(2, dim=1).transpose(0, 1) for x in (k, v))
     scores = (q.transpose(0, 1) @ k4.transpose(1, 2)) / 8**0.5
     dense = scores.masked_fill(~same, -torch.inf).softmax(-1) @ v4
-    assert torch.allclose(packed_attention(q, k, v, plan), dense.transpose(0, 1), atol=1e-5)
+    assert torch.allclose(attend(q, k, v, plan), dense.transpose(0, 1), atol=1e-5)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
 def test_plans_hold_every_token_once_and_waste_little(lengths: list[int]) -> None:
     plan = AttentionPlan.build(np.array(lengths))
-    flat = torch.cat([b.token_BL.flatten() for b in plan.buckets])
+    flat = torch.cat([b.query_BL.flatten() for b in plan.buckets])
     assert torch.equal(flat[plan.restore_T], torch.arange(sum(lengths)))
-    assert sum(b.token_BL.numel() for b in plan.buckets) <= sum(lengths) / (1 - 0.12) + 1e-6
+    assert sum(b.query_BL.numel() for b in plan.buckets) <= sum(lengths) / (1 - 0.12) + 1e-6
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=12), min_size=1, max_size=6))
@@ -50,7 +51,7 @@ def test_tokens_see_their_document_up_to_their_own_order(orders: list[list[int]]
     seen = (plan.document_T[:, None] == plan.document_T) & (order <= order[:, None])
     scores = (q.transpose(0, 1) @ k.transpose(0, 1).transpose(1, 2)) / 8**0.5
     dense = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.transpose(0, 1)).transpose(0, 1)
-    ours = packed_attention(q, k, v, plan)
+    ours = attend(q, k, v, plan)
     assert torch.allclose(ours, dense, atol=1e-5)
     weight = torch.randn_like(ours)
     for mine, theirs in zip(
@@ -71,7 +72,7 @@ def _model(config: ModelConfig = TINY) -> OneFlowModel:
 
 
 def _examples(count: int) -> list:
-    objective = OneFlowObjective(OneFlowConfig(), TINY, WordTokenizer())
+    objective = OneFlowObjective(ObjectiveConfig(), TINY, WordTokenizer())
     rng = np.random.default_rng(3)
     kinds = [
         [image(), text([5, 6, 7, 8])],
@@ -79,7 +80,7 @@ def _examples(count: int) -> list:
         [image("prompt"), text([3, 4], "prompt"), text([5], "target")],
         [text(list(range(2, 20)))],
     ]
-    return [objective.prepare(sample(*kinds[i % 4], seed=i), rng) for i in range(count)]
+    return [objective.corrupt(sample(*kinds[i % 4], seed=i), rng) for i in range(count)]
 
 
 def test_the_texts_time_changes_nothing_at_the_start_and_something_later() -> None:
@@ -118,7 +119,7 @@ def test_a_document_sees_neither_its_neighbours_in_a_pack_nor_their_time(text_ti
             parameter.add_(torch.randn_like(parameter) * 0.1)
     examples = _examples(8)
     together = collate(examples).inputs
-    wanted = [min(1.0, e.clock) for e in examples for _ in range(e.length)]
+    wanted = [min(1.0, e.clock_C[0]) for e in examples for _ in range(e.length)]
     assert together.text_time_T.tolist() == pytest.approx(wanted)
     alone = [_outputs(model, collate([e]).inputs) for e in examples]
     for number, joined in enumerate(_outputs(model, together)):
@@ -141,8 +142,8 @@ def test_chunked_token_loss_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch
 
 def test_every_parameter_has_a_gradient_even_without_images() -> None:
     model = _model()
-    objective = OneFlowObjective(OneFlowConfig(), TINY, WordTokenizer())
-    pack = collate([objective.prepare(sample(text([5, 6, 7])), np.random.default_rng(0))])
+    objective = OneFlowObjective(ObjectiveConfig(), TINY, WordTokenizer())
+    pack = collate([objective.corrupt(sample(text([5, 6, 7])), np.random.default_rng(0))])
     objective.loss(model, pack, objective.normalisers(pack)).total.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert not missing

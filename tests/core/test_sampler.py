@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from oneflow_core.flows.image import unpatchify, velocity
 from oneflow_core.flows.schedule import build_schedule
-from oneflow_core.model import ModelInputs, ModelOutputs, OneFlowModel
-from oneflow_core.sampling import Request, Sampler, SamplerConfig
+from oneflow_core.model import ModelInputs, ModelOutputs
+from oneflow_core.sampling import InsertionSampler, Request, SamplerConfig
 from oneflow_core.sampling.forward import build_batch
 from oneflow_core.sampling.state import State
+from tests.core.networks import GRID, mixed_requests, random_model
 from tests.core.words import TINY
-
-GRID = (2, 2)
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Oracle(nn.Module):
 
 
 def run(model: nn.Module, requests: list[Request], **config: float | str) -> list:
-    sampler = Sampler(model, bos_id=0, image_id=1)  # type: ignore[arg-type]
+    sampler = InsertionSampler(model, bos_id=0, image_id=1)  # type: ignore[arg-type]
     return sampler.generate(requests, SamplerConfig(**config))  # type: ignore[arg-type]
 
 
@@ -127,26 +126,6 @@ def test_text_to_image_leaves_text_alone_and_makes_one_image() -> None:
     assert out.trace.passes == 12
 
 
-def random_model(text_time: bool = False) -> OneFlowModel:
-    torch.manual_seed(5)
-    model = OneFlowModel(replace(TINY, text_time=text_time)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.05)
-    return model
-
-
-def mixed_requests() -> list[Request]:
-    features = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
-    return [
-        Request(((5, 6, 7),), "image", GRID, 1),
-        Request((features,), "text", GRID, 2),
-        Request((features, (9, 10)), "text", GRID, 3),
-        Request((), "document", GRID, 4),
-        Request(((4,),), "document", GRID, 5),
-    ]
-
-
 @pytest.mark.parametrize("text_time", [False, True])
 @pytest.mark.parametrize("image_weak", ["unprompted", "entropy"])
 @pytest.mark.parametrize("text_guidance", [0.0, 1.0])
@@ -155,9 +134,9 @@ def test_a_document_does_not_depend_on_its_batch(
 ) -> None:
     weak = dict(image_guidance=2.0, image_weak=image_weak, text_guidance=text_guidance)
     options = dict(steps=6, flush=2, max_tokens=40, **weak)
-    together = run(random_model(text_time), mixed_requests(), **options)
+    together = run(random_model(text_time=text_time), mixed_requests(), **options)
     for request, expected in zip(mixed_requests(), together, strict=True):
-        (alone,) = run(random_model(text_time), [request], **options)
+        (alone,) = run(random_model(text_time=text_time), [request], **options)
         assert alone.trace.token == expected.trace.token
         for a, b in zip(alone.segments, expected.segments, strict=True):
             if isinstance(a, tuple):
@@ -187,15 +166,15 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
 
 
 def test_temperature_zero_and_small_top_p_take_the_likeliest() -> None:
-    from oneflow_core.sampling.sampler import _draw
+    from oneflow_core.sampling.draw import draw
 
     logits = torch.log(torch.tensor([[0.1, 0.6, 0.3]])).repeat(4000, 1)
     draws = np.random.default_rng(0).random(4000)
-    assert set(_draw(logits, draws, SamplerConfig(temperature=0))) == {1}
-    assert set(_draw(logits, draws, SamplerConfig(top_p=0.5))) == {1}
-    shares = np.bincount(_draw(logits, draws, SamplerConfig()), minlength=3) / 4000
+    assert set(draw(logits, draws, SamplerConfig(temperature=0))) == {1}
+    assert set(draw(logits, draws, SamplerConfig(top_p=0.5))) == {1}
+    shares = np.bincount(draw(logits, draws, SamplerConfig()), minlength=3) / 4000
     assert shares == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
-    nucleus = np.bincount(_draw(logits, draws, SamplerConfig(top_p=0.8)), minlength=3) / 4000
+    nucleus = np.bincount(draw(logits, draws, SamplerConfig(top_p=0.8)), minlength=3) / 4000
     assert nucleus == pytest.approx([0, 2 / 3, 1 / 3], abs=0.03)
 
 
@@ -210,7 +189,7 @@ def test_absurd_settings_are_refused(bad: dict) -> None:
 
 def test_the_observer_sees_every_pass() -> None:
     seen: list[Tensor | float] = []
-    sampler = Sampler(Oracle(Answer([5, 1, 6])), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    sampler = InsertionSampler(Oracle(Answer([5, 1, 6])), bos_id=0, image_id=1)  # type: ignore[arg-type]
     (out,) = sampler.generate([document(0)], SamplerConfig(steps=5), lambda s: seen.append(len(s.elements)))
     assert 5 <= len(seen) <= 10 + SamplerConfig().flush
     assert out.trace.passes <= len(seen)
@@ -221,7 +200,7 @@ def test_the_observer_sees_every_pass() -> None:
 def test_a_document_that_did_not_change_is_not_shown_again(text_guidance: float) -> None:
     """Fewer passes than steps, and the same documents as when every step asks the network anew."""
     config = SamplerConfig(steps=40, flush=2, max_tokens=20, text_guidance=text_guidance)
-    sampler = Sampler(random_model(), bos_id=0, image_id=1)
+    sampler = InsertionSampler(random_model(), bos_id=0, image_id=1)
 
     def forget(state: State) -> None:
         state.changed_B[:] = True
@@ -244,7 +223,7 @@ def test_other_step_schedules_land_on_the_data_in_as_many_passes(grid: str) -> N
     assert out.segments[0] == pytest.approx(-1.25, abs=1e-4)
     assert out.trace.passes == 9
     times: list[float] = []
-    sampler = Sampler(Oracle(answer), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    sampler = InsertionSampler(Oracle(answer), bos_id=0, image_id=1)  # type: ignore[arg-type]
     config = SamplerConfig(steps=9, step_schedule=grid, image_guidance=1.0)
     sampler.generate([request], config, lambda s: times.append(s.image_time[0]))
     wanted = build_schedule(grid).kappa(np.arange(1, 10) / 9)
@@ -265,7 +244,7 @@ def test_adaptive_steps_lose_less_of_a_long_text_in_bounded_passes() -> None:
 def test_entropy_guidance_steps_away_from_a_more_even_attention() -> None:
     model, request = random_model(), Request(((5, 6, 7),), "image", GRID, 1)
     config = SamplerConfig(steps=1, image_guidance=2.5, image_weak="entropy", entropy_sharpness=0.3)
-    (made,) = Sampler(model, bos_id=0, image_id=1).generate([request], config)
+    (made,) = InsertionSampler(model, bos_id=0, image_id=1).generate([request], config)
     state = State([request], SamplerConfig(steps=1, image_guidance=1.0), model.config, 0, 1)
     inputs = build_batch(state, torch.device("cpu")).inputs
     with torch.inference_mode():

@@ -34,10 +34,12 @@ class MixtureSettings(Config):
 
 
 class ObjectiveSettings(Config):
-    """How documents are corrupted and the loss is weighed (oneflow_core.objectives.OneFlowConfig)."""
+    """How documents are corrupted and the loss is weighed (oneflow_core.objectives.ObjectiveConfig)."""
 
+    kind: Literal["oneflow", "transfusion", "masked"] = "oneflow"
+    """oneflow, or a baseline on the same trunk, documents and tasks: transfusion (AR + FM) or masked (Mask + FM)."""
     schedule: str = "linear"
-    """kappa: linear (the paper), cosine, power:<exponent>."""
+    """kappa: linear (the paper), cosine, power:<exponent>. Not for transfusion."""
     mixture: MixtureSettings = MixtureSettings()
     """Tasks of documents without fixed roles."""
     image_weight: float = Field(1.0, ge=0)
@@ -60,6 +62,10 @@ class ObjectiveSettings(Config):
     """Weight of the text loss where an interleaved text is complete; more makes the model insert less."""
     max_text_tokens: int = Field(512, ge=1)
     """Tokens at which a text segment is cut, so that one document cannot fill a pack."""
+    copies: int = Field(1, ge=1)
+    """Corruptions of a document in one example; with model.dims.prompt_attention=prefix they share its prompt."""
+    masked_length: int = Field(64, ge=1)
+    """For masked: length that texts are filled up to with the end symbol, which is what it can write at most."""
 
 
 class CorpusSettings(Config):

@@ -16,12 +16,12 @@ from oneflow_core.data.manifest import Manifest, ManifestError
 from oneflow_core.data.store import default_cache
 from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
 from oneflow_core.model.llama import LlamaError, check_llama, load_llama
-from oneflow_core.objectives import OneFlowConfig, OneFlowObjective
+from oneflow_core.objectives import Objective, ObjectiveConfig, build_objective
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Example, Pack, collate
 from oneflow_core.tokenizer import Tokenizer
 from workflows.errors import OneFlowError, UsageError
-from workflows.training.config import DataSettings, ModelSettings, ObjectiveSettings, TrainConfig
+from workflows.training.config import DataSettings, ObjectiveSettings, TrainConfig
 
 RUN_SECTIONS = ("seed", "model", "objective", "optimiser", "budget", "ema")
 """What, beside the data, makes a run the run it is: machines, watching and places may change while it goes on."""
@@ -35,7 +35,7 @@ class Materials:
     manifests: tuple[Manifest, ...]
     tokenizer: Tokenizer
     model_config: ModelConfig
-    objective: OneFlowObjective
+    objective: Objective
     run_key: str
     llama: str | None = None
     """Directory of the Llama that the trunk starts from."""
@@ -71,7 +71,7 @@ class Materials:
         )
         weights = [c.weight for c in data.corpora]
         corpora = [Corpus(m, w) for m, w in zip(self.manifests, weights, strict=True)]
-        prepare = self.objective.prepare
+        prepare = self.objective.corrupt
         try:
             return Loader(corpora, config, rank=rank, world_size=world_size, prepare=prepare, collate=collate)
         except LaneError as error:
@@ -87,21 +87,21 @@ def gather(config: TrainConfig) -> Materials:
     """
     manifests = tuple(_manifest(corpus.url) for corpus in config.data.corpora)
     tokenizer = Tokenizer.from_pretrained(config.data.tokenizer)
-    model_config = _model_config(config.model, manifests, tokenizer)
+    model_config = _model_config(config, manifests, tokenizer)
     if config.model.llama:
         try:
             check_llama(model_config, config.model.llama)
         except LlamaError as error:
             raise UsageError("model.llama", str(error), "or leave it out, to start from scratch") from None
-    objective = OneFlowObjective(objective_config(config.objective), model_config, tokenizer)
+    objective = build_objective(objective_config(config.objective), model_config, tokenizer)
     key = _run_key(config, manifests, tokenizer)
     return Materials(manifests, tokenizer, model_config, objective, key, config.model.llama)
 
 
-def objective_config(settings: ObjectiveSettings) -> OneFlowConfig:
+def objective_config(settings: ObjectiveSettings) -> ObjectiveConfig:
     """The objective's own config."""
     tree = settings.model_dump()
-    return OneFlowConfig(**{**tree, "mixture": TaskMixture(**tree["mixture"])})
+    return ObjectiveConfig(**{**tree, "mixture": TaskMixture(**tree["mixture"])})
 
 
 def _manifest(url: str) -> Manifest:
@@ -112,10 +112,9 @@ def _manifest(url: str) -> Manifest:
         raise OneFlowError(f"corpus {url}", str(error), mend) from error
 
 
-def _model_config(
-    settings: ModelSettings, manifests: tuple[Manifest, ...], tokenizer: Tokenizer
-) -> ModelConfig:
-    found = {"vocab_size": tokenizer.vocab_size}
+def _model_config(config: TrainConfig, manifests: tuple[Manifest, ...], tokenizer: Tokenizer) -> ModelConfig:
+    settings, kind = config.model, config.objective.kind
+    found: dict[str, Any] = {"vocab_size": tokenizer.vocab_size + (kind == "masked"), "objective": kind}
     latent_shape = _common("codec", [(m.codec, m.latent_shape) for m in manifests])
     features_shape = _common("encoder", [(m.encoder, m.features_shape) for m in manifests])
     if latent_shape:

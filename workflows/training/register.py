@@ -90,7 +90,11 @@ def export_parts(config: TrainConfig, materials: Materials, root: str, run_id: s
     }
     try:
         size = config.registry.image_size
-        sampler = {"schedule": config.objective.schedule, **config.registry.sampler}
+        sampler = {
+            "schedule": config.objective.schedule,
+            "length": config.objective.masked_length,
+            **config.registry.sampler,
+        }
         return ModelParts(model.eval(), materials.tokenizer, codec, encoder, size, sampler, notes)
     except ModelDirectoryError as error:
         raise OneFlowError("the trained model", str(error), "see registry and model.dims") from error

@@ -17,7 +17,6 @@ from oneflow_core.data.loader import Corpus, Loader, LoaderConfig, RefusedSample
 from oneflow_core.data.shard import Sample
 from oneflow_core.data.store import default_cache
 from oneflow_core.model import OneFlowModel
-from oneflow_core.sampling.sampler import Sampler
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig
 from oneflow_core.trace import Trace, decode_trace
 from workflows.tracking import Tracker
@@ -62,10 +61,12 @@ class Gallery:
         if self._asked is None:
             self._asked = self._requests()
         rank, world = self._worker.rank, self._worker.world_size
-        tokenizer = self._materials.tokenizer
-        sampler = Sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
+        sampler = self._materials.objective.sampler(model)
+        objective = self._config.objective
         settings = SamplerConfig(
-            steps=self._config.watch.sampler_steps, schedule=self._config.objective.schedule
+            steps=self._config.watch.sampler_steps,
+            schedule=objective.schedule,
+            length=objective.masked_length,
         )
         mine = sampler.generate([shown.request for shown in self._asked[rank::world]], settings)
         parts: list[Any] = [None] * world

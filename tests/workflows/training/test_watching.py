@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from oneflow_core.objectives import OneFlowConfig
+from oneflow_core.objectives import ObjectiveConfig
 from oneflow_core.trace import Insertion, Trace
 from workflows.training.config import ObjectiveSettings
 from workflows.training.loop import Progress
@@ -18,8 +18,8 @@ from workflows.training.worker import progress_line
 
 
 def test_the_objectives_settings_are_those_of_the_method() -> None:
-    assert objective_config(ObjectiveSettings()) == OneFlowConfig()
-    assert {f.name for f in dataclasses.fields(OneFlowConfig)} == set(ObjectiveSettings.model_fields)
+    assert objective_config(ObjectiveSettings()) == ObjectiveConfig()
+    assert {f.name for f in dataclasses.fields(ObjectiveConfig)} == set(ObjectiveSettings.model_fields)
 
 
 def test_the_grid_holds_every_image_in_reading_order() -> None:

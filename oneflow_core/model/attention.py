@@ -1,0 +1,175 @@
+"""Who attends to whom in a pack, as rectangles that fused kernels take, exact.
+
+Shapes: T tokens of the pass, B rows of a bucket, L queries and M keys of a row (padded), K keys of all rows in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oneflow_core.ragged import ragged_range, runs
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+WASTE = 0.12
+"""Largest share of padding in a bucket's queries, and in its keys."""
+
+
+@dataclass
+class AttentionBucket:
+    """Rows of like length, padded to a rectangle."""
+
+    query_BL: Tensor
+    """Index into the tokens of the pass, int64; padding repeats token 0."""
+    key_BM: Tensor
+    """Index into the keys, int64: the tokens of the pass, or the rows of a cache; padding repeats row 0."""
+    mask: Tensor | None
+    """Which keys a query sees, bool, [B, 1, 1, M] or [B, 1, L, M]; None where it is all of them."""
+    causal: bool = False
+    """Keys are the queries, and each sees those up to itself; there is no mask then."""
+
+
+@dataclass
+class AttentionPlan:
+    """Attention in rows: a run of tokens asks, and the same or more tokens answer; nobody else is seen.
+
+    A document is one row. With a prefix it is one for the prefix, which sees itself alone, and one for each of its
+    copies, which see the prefix and themselves. Within a row a token sees those whose order is not above its own:
+    with one order for all it sees everything, with its place as its order nothing after it, with the patches of an
+    image sharing theirs Transfusion's mixture of both.
+    """
+
+    buckets: list[AttentionBucket]
+    restore_T: Tensor
+    """Where each token of the pass stands in the concatenation of all flattened buckets."""
+    document_T: Tensor
+    """Document of each token, for kernels that mask instead of gather."""
+    sharpness_T: Tensor | None = None
+    """Factor of each query's attention logits, float32; below 1 its attention is more even. None: 1 for all."""
+    write_T: Tensor | None = None
+    """Row of the cache that each token's key and value go to, int64; None: there is no cache."""
+
+    @classmethod
+    def build(
+        cls, lengths_B: IntArray, order_T: IntArray | None = None, waste: float = WASTE
+    ) -> AttentionPlan:
+        """One row a document, of lengths `lengths_B` in pack order; `order_T` as in the class, None: one for all."""
+        rows = Rows(lengths_B, lengths_B, np.arange(int(lengths_B.sum())), order_T, order_T)
+        return cls.of_rows(rows, np.repeat(np.arange(len(lengths_B)), lengths_B), waste)
+
+    @classmethod
+    def of_runs(
+        cls, document_T: IntArray, copy_T: IntArray, order_T: IntArray | None = None, waste: float = WASTE
+    ) -> AttentionPlan:
+        """Rows from the document and the copy of each token; copy -1 is the prefix, and comes first."""
+        start_B, length_B = runs(document_T, copy_T)
+        if (copy_T[start_B] >= 0).all():
+            return cls.build(length_B, order_T, waste)
+        prefix_B = np.searchsorted(document_T[start_B], document_T[start_B])
+        shared_B = np.where((copy_T[start_B] >= 0) & (copy_T[start_B[prefix_B]] < 0), length_B[prefix_B], 0)
+        key_K = ragged_range(
+            np.stack([start_B[prefix_B], start_B], 1).ravel(), np.stack([shared_B, length_B], 1).ravel()
+        )
+        key_order_K = None if order_T is None else order_T[key_K]
+        return cls.of_rows(
+            Rows(length_B, shared_B + length_B, key_K, order_T, key_order_K), document_T, waste
+        )
+
+    @classmethod
+    def of_rows(cls, rows: Rows, document_T: IntArray, waste: float = WASTE) -> AttentionPlan:
+        """Buckets of rows that are like in queries and in keys, so that padding stays below `waste` of either."""
+        restore_T = np.empty(int(rows.queries_B.sum()), np.int64)
+        buckets, offset = [], 0
+        for members in _groups(rows.queries_B, rows.keys_B, waste):
+            query_BL, asking_BL = _rectangle(rows.queries_B, members)
+            key_BM, answering_BM = _rectangle(rows.keys_B, members)
+            restore_T[query_BL[asking_BL]] = offset + np.flatnonzero(asking_BL)
+            offset += asking_BL.size
+            causal, mask = rows.seen(query_BL, asking_BL, key_BM, answering_BM)
+            keys = torch.from_numpy(np.where(answering_BM, rows.key_K[key_BM], 0))
+            buckets.append(AttentionBucket(torch.from_numpy(query_BL), keys, mask, causal))
+        return cls(buckets, torch.from_numpy(restore_T), torch.from_numpy(document_T))
+
+
+@dataclass
+class Rows:
+    """Rows of attention before they are grouped; queries are the tokens of the pass in their order."""
+
+    queries_B: IntArray
+    """Queries of each row."""
+    keys_B: IntArray
+    """Keys of each row."""
+    key_K: IntArray
+    """The keys of all rows, one after the other."""
+    order_T: IntArray | None = None
+    key_order_K: IntArray | None = None
+    """Orders of queries and keys; a key is seen if its order is not above the query's. None: all are."""
+
+    def seen(
+        self, query_BL: IntArray, asking_BL: BoolArray, key_BM: IntArray, answering_BM: BoolArray
+    ) -> tuple[bool, Tensor | None]:
+        """Whether a bucket is plainly causal, and else which keys are seen; a query that is padding sees real ones."""
+        every = None if answering_BM.all() else torch.from_numpy(answering_BM[:, None, None, :])
+        if self.order_T is None or self.key_order_K is None:
+            return False, every
+        order_BL, key_order_BM = self.order_T[query_BL], self.key_order_K[key_BM]
+        if query_BL.shape == key_BM.shape and (query_BL == self.key_K[key_BM])[asking_BL].all():
+            rising = (np.diff(order_BL, axis=1) > 0) | ~asking_BL[:, 1:]
+            if rising.all() and query_BL.shape[1] > 1:
+                return True, None
+        seen_BLM = (key_order_BM[:, None, :] <= order_BL[:, :, None]) | ~asking_BL[:, :, None]
+        if (seen_BLM | ~answering_BM[:, None, :]).all():
+            return False, every
+        return False, torch.from_numpy((seen_BLM & answering_BM[:, None, :])[:, None])
+
+
+def attend(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> Tensor:
+    """Attention as the plan says, [T, H, d], from H query heads and G key/value heads.
+
+    `k_RGd` and `v_RGd` are those of the pass (R = T), or the rows of a cache that the plan's keys index.
+    """
+    parts = []
+    for bucket in plan.buckets:
+        q = q_THd[bucket.query_BL].transpose(1, 2)
+        k, v = (x[bucket.key_BM].transpose(1, 2) for x in (k_RGd, v_RGd))
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bucket.mask, is_causal=bucket.causal, enable_gqa=grouped
+        )
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[plan.restore_T]
+
+
+def _rectangle(lengths_B: IntArray, members: IntArray) -> tuple[IntArray, BoolArray]:
+    """Places of the members' entries in the concatenation of all rows, padded with 0, and which are real."""
+    starts = np.cumsum(lengths_B) - lengths_B
+    columns = np.arange(int(lengths_B[members].max()))
+    real = columns < lengths_B[members, None]
+    return np.where(real, starts[members, None] + columns, 0), real
+
+
+def _groups(queries_B: IntArray, keys_B: IntArray, waste: float) -> list[IntArray]:
+    """Greedy from the longest: a bucket takes shorter rows while its share of padding stays below `waste`."""
+    order = np.lexsort((-keys_B, -queries_B))
+    groups: list[list[int]] = []
+    used_q = used_k = longest_q = longest_k = 0
+    for b, queries, keys in zip(
+        order.tolist(), queries_B[order].tolist(), keys_B[order].tolist(), strict=True
+    ):
+        count, widest = (len(groups[-1]) + 1 if groups else 1), max(longest_k, keys)
+        fits_q = used_q + queries >= (1 - waste) * longest_q * count
+        if groups and fits_q and used_k + keys >= (1 - waste) * widest * count:
+            groups[-1].append(b)
+            used_q, used_k, longest_k = used_q + queries, used_k + keys, widest
+        else:
+            groups.append([b])
+            used_q = longest_q = queries
+            used_k = longest_k = keys
+    return [np.array(g, np.int64) for g in groups]

@@ -1,0 +1,61 @@
+"""What training needs of an objective, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from oneflow_core.packing import Example, Pack
+
+if TYPE_CHECKING:
+    from oneflow_core.data.shard import Sample
+    from oneflow_core.model import OneFlowModel
+    from oneflow_core.objectives.config import ObjectiveConfig
+    from oneflow_core.sampling import Sampler
+
+Normalisers = Mapping[str, float]
+"""Sums over the global batch that the loss is divided by: `text` as the config says, `image` patches in flow."""
+
+
+@dataclass
+class LossOutput:
+    """The loss of one pack."""
+
+    total: Tensor
+    """Already divided by the global normalisers; sum it over packs and ranks."""
+    parts: dict[str, Tensor]
+    """Detached shares of `total` by part: tokens, image, and what else the objective has; `rate_regret` is for
+    monitoring and no share."""
+
+
+class Objective(Protocol):
+    """Corrupts documents, scores the network's answer, and generates with it.
+
+    One instance serves any number of loader threads.
+    """
+
+    config: ObjectiveConfig
+
+    def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
+        """A training example of one document, a pure function of its arguments.
+
+        Raises:
+            ValueError: a latent or feature array that does not fit the model.
+        """
+        ...
+
+    def normalisers(self, pack: Pack) -> dict[str, float]:
+        """This pack's share of the global normalisers; sum it over the global batch before `loss`."""
+        ...
+
+    def loss(self, model: nn.Module, pack: Pack, normalisers: Normalisers) -> LossOutput:
+        """Loss of one pack."""
+        ...
+
+    def sampler(self, model: OneFlowModel) -> Sampler:
+        """What generates documents with a network trained under this objective."""
+        ...

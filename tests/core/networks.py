@@ -1,0 +1,36 @@
+"""Small random networks that say something, for tests that compare two ways of computing the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from oneflow_core.model import OneFlowModel
+from oneflow_core.sampling import Request
+from tests.core.words import TINY
+
+GRID = (2, 2)
+
+
+def random_model(seed: int = 5, **dims: object) -> OneFlowModel:
+    """A shaken network of the tiny dimensions, with `dims` changed."""
+    torch.manual_seed(seed)
+    model = OneFlowModel(replace(TINY, **dims)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    return model
+
+
+def mixed_requests(documents: bool = True) -> list[Request]:
+    """Images, captions, an answer, and documents with and without a prompt."""
+    features = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    pairs = [
+        Request(((5, 6, 7),), "image", GRID, 1),
+        Request((features,), "text", GRID, 2),
+        Request((features, (9, 10)), "text", GRID, 3),
+    ]
+    open_ended = [Request((), "document", GRID, 4), Request(((4,),), "document", GRID, 5)]
+    return pairs + (open_ended if documents else [])
