@@ -53,7 +53,7 @@ manifests: setup
 # The lock for Python 3.11 to 3.13 on Linux; torch and what its build brings (CUDA) stay out of it.
 lock:
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --no-annotate --no-header \
-		--constraint <(echo $(TORCH)) pyproject.toml | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements.lock.new
+		--constraint <(echo $(TORCH)) pyproject.toml | grep -vE '^(torch=|triton|nvidia-|cuda-)' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 lock: SHELL := /bin/bash
 lock: .SHELLFLAGS := -o pipefail -ec

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from oneflow_core.metrics.caption_tokens import caption_tokens
+
 Tokens = Sequence[str]
 Grams = Counter[tuple[str, ...]]
 
-DROPPED = frozenset(
-    ["''", "'", "``", "`", "-lrb-", "-rrb-", "-lcb-", "-rcb-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
-TOKEN = re.compile(
-    r"""\.\.\. | -- | [a-z]\.(?:[a-z]\.)+ | \d+(?:[.,:/]\d+)* (?:st|nd|rd|th|s)?
-    | n't\b | '(?:s|m|d|ll|re|ve)\b | (?:(?!n't\b)[^\W_])+(?:[-_/&.](?=[^\W_])[^\W_]+)* | [^\s\w] | _""",
-    re.VERBOSE,
-)
 ORDERS = 4
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
-
-
-def caption_tokens(caption: str) -> list[str]:
-    """Lower-case tokens in the manner of the Penn Treebank, without punctuation: "don't" is "do", "n't"."""
-    return [token for token in TOKEN.findall(caption.lower()) if token not in DROPPED]
 
 
 @dataclass(frozen=True, slots=True)
