@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -18,9 +19,11 @@ from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
 from oneflow_core.model.unet import UNetDown, UNetUp
 from oneflow_core.objectives import LossOutput, OneFlowConfig, OneFlowObjective
 from oneflow_core.packing import Pack, collate
+from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from oneflow_core.sampling import Request, Sampler, SamplerConfig
 from tests.core.test_folding import grid_of
 from tests.core.words import TINY, WordTokenizer, image, sample, text
+from tests.tiny import tiny_parts
 
 CONFIG = replace(TINY, adapter="unet", unet_channels=8, unet_blocks=1)
 SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6)
@@ -222,6 +225,16 @@ def test_weights_and_config_round_trip_and_old_configs_stay_linear() -> None:
         "grid.project.weight",
         *(f"time.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
     }
+
+
+def test_a_saved_model_is_read_again(tmp_path: Path) -> None:
+    parts = tiny_parts()
+    config = replace(parts.model.config, adapter="unet", unet_channels=8, unet_blocks=1)
+    first = OneFlowPipeline(replace(parts, model=shaken(config)))
+    again = OneFlowPipeline.from_pretrained(first.save_pretrained(tmp_path / "model"))
+    assert again.parts.model.config == config
+    (made,), (remade,) = (p([Prompt(("a thing",), "image")], steps=2) for p in (first, again))
+    assert np.array_equal(np.asarray(made.images[0]), np.asarray(remade.images[0]))
 
 
 def test_bfloat16_says_about_the_same() -> None:
