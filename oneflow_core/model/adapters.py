@@ -59,11 +59,11 @@ class PatchAdapter(nn.Module):
             nn.Linear(time_features, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
         )
 
-    def forward(self, noisy_ND: Tensor, time_N: Tensor, grid_N2: Tensor) -> Tensor:
-        """[N, p*p*C], [N], [N, 2] -> [N, D]."""
+    def forward(self, noisy_ND: Tensor, time_N: Tensor, grid_N2: Tensor) -> tuple[Tensor, None]:
+        """[N, p*p*C], [N], [N, 2] -> [N, D]; nothing goes past the trunk."""
         times, which = time_N.unique(return_inverse=True)
         clock = self.time(sinusoids(times * 1000, self.time_features).to(self.project.weight.dtype))
-        return self.project(noisy_ND) + self.grid(grid_N2) + clock[which]
+        return self.project(noisy_ND) + self.grid(grid_N2) + clock[which], None
 
 
 class FeatureAdapter(nn.Module):

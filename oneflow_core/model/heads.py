@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from oneflow_core.flows.insertion import PI_LOGIT_AT_START, PLAIN_BIAS_AT_START, RATE_BIAS_AT_START
 from oneflow_core.model.config import ModelConfig
+from oneflow_core.model.unet import UNetUp
 
 LOGIT_ROWS = 4096
 """Slots whose logits are held at once in training; the rest is recomputed, so memory is LOGIT_ROWS * V."""
@@ -76,12 +77,12 @@ class ImageHead(nn.Module):
         super().__init__()
         self.project = nn.Linear(config.width, config.patch_dim)
 
-    def forward(self, hidden_ND: Tensor) -> Tensor:
-        """[N, D] -> [N, p*p*C]."""
+    def forward(self, hidden_ND: Tensor, skips: None = None) -> Tensor:
+        """[N, D] -> [N, p*p*C]; `skips` is for a U-Net."""
         return self.project(hidden_ND)
 
 
-def start_heads(heads: InsertionHeads, image: ImageHead) -> None:
+def start_heads(heads: InsertionHeads, image: ImageHead | UNetUp) -> None:
     """Initial values: counts at their mean under t ~ U[0, 1] (METHOD 7.6), near-uniform tokens, an image of zeros."""
     nn.init.normal_(heads.tokens.weight, std=0.02)
     if heads.count is not None:
@@ -89,5 +90,5 @@ def start_heads(heads: InsertionHeads, image: ImageHead) -> None:
         start = [PI_LOGIT_AT_START, RATE_BIAS_AT_START] if heads.kind == "gated" else [PLAIN_BIAS_AT_START]
         with torch.no_grad():
             heads.count.bias.copy_(torch.tensor(start))
-    nn.init.zeros_(image.project.weight)
-    nn.init.zeros_(image.project.bias)
+    for parameter in image.project.parameters():
+        nn.init.zeros_(parameter)

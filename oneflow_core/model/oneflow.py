@@ -13,6 +13,7 @@ from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.heads import ImageHead, InsertionHeads, start_heads
 from oneflow_core.model.inputs import ModelInputs, ModelOutputs
+from oneflow_core.model.unet import Skips, UNetDown, UNetUp
 
 
 class OneFlowModel(nn.Module):
@@ -27,11 +28,12 @@ class OneFlowModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.prompt = nn.Parameter(torch.zeros(config.width)) if config.prompt_embedding else None
-        self.patches = PatchAdapter(config)
+        unet = config.adapter == "unet"
+        self.patches = UNetDown(config) if unet else PatchAdapter(config)
         self.features = FeatureAdapter(config)
         self.backbone = Backbone(config)
         self.heads = InsertionHeads(config)
-        self.image_head = ImageHead(config)
+        self.image_head = UNetUp(config) if unet else ImageHead(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -41,8 +43,8 @@ class OneFlowModel(nn.Module):
         """
         nn.init.normal_(self.embedding.weight, std=0.5)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
@@ -53,26 +55,25 @@ class OneFlowModel(nn.Module):
                     weight.div_(math.sqrt(2 * self.config.layers))
         start_heads(self.heads, self.image_head)
 
-    def embed(self, inputs: ModelInputs) -> Tensor:
-        """The trunk's input, [T, D]."""
+    def embed(self, inputs: ModelInputs) -> tuple[Tensor, Skips | None]:
+        """The trunk's input, [T, D], and what a U-Net hands past the trunk."""
         x_TD = self.embedding(inputs.token_T)
         # Adapters run on empty packs too, so that every rank of FSDP has a gradient for every parameter.
-        patches_ND = self.patches(inputs.noisy_ND.to(x_TD.dtype), inputs.time_N, inputs.patch_grid_N2)
+        patches_ND, skips = self.patches(inputs.noisy_ND.to(x_TD.dtype), inputs.time_N, inputs.patch_grid_N2)
         features_MD = self.features(inputs.feature_MD.to(x_TD.dtype), inputs.feature_grid_M2)
         x_TD = x_TD.index_copy(0, inputs.patch_N, patches_ND.to(x_TD.dtype))
         x_TD = x_TD.index_copy(0, inputs.feature_M, features_MD.to(x_TD.dtype))
         if self.prompt is not None:
             x_TD = x_TD + inputs.prompt_T.to(x_TD.dtype)[:, None] * self.prompt
-        return x_TD
+        return x_TD, skips
 
     def forward(self, inputs: ModelInputs, cache: KeyValueCache | None = None) -> ModelOutputs:
         """One pass for both modalities (paper Algorithm 2: `model(X, I, t_img)`).
 
         With a cache, which inference alone may give, the tokens of the pass see those of earlier ones too.
         """
-        hidden_TD = self.backbone(
-            self.embed(inputs), inputs.position_T, inputs.attention, inputs.text_time_T, cache
-        )
+        x_TD, skips = self.embed(inputs)
+        hidden_TD = self.backbone(x_TD, inputs.position_T, inputs.attention, inputs.text_time_T, cache)
         hidden_SD = hidden_TD[inputs.slot_S]
         pi_logit_S, rate_S = self.heads.counts(hidden_SD)
         hidden_RD = hidden_SD[inputs.logit_slot_R]
@@ -81,4 +82,5 @@ class OneFlowModel(nn.Module):
             logits_RV = self.heads.tokens(hidden_RD).float()
         else:
             nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
-        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, self.image_head(hidden_TD[inputs.patch_N]))
+        image_ND = self.image_head(hidden_TD[inputs.patch_N], skips)
+        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND)

@@ -58,7 +58,7 @@ def test_a_token_sees_what_is_before_it_and_a_patch_its_image_too() -> None:
     assert tokens[:3] == [0, 5, 6] and patches == [4, 5, 6, 7]
 
     def hidden() -> torch.Tensor:
-        return model.backbone(model.embed(inputs), inputs.position_T, inputs.attention)
+        return model.backbone(model.embed(inputs)[0], inputs.position_T, inputs.attention)
 
     with torch.no_grad():
         before = hidden()

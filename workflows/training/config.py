@@ -120,7 +120,7 @@ class OptimiserSettings(Config):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.05, ge=0)
-    """Decoupled decay of matrices; norms, biases and embeddings have none."""
+    """Decoupled decay of matrices and convolutions; norms, biases and embeddings have none."""
     clip: float = Field(1.0, gt=0)
     """Largest global norm of the gradient."""
     warmup_steps: int = Field(100, ge=0)

@@ -17,8 +17,8 @@ from workflows.training.parallel import local
 class Optimiser:
     """AdamW or Muon with global-norm clipping, and an exponential moving average of the weights.
 
-    Matrices decay; norms, biases, embeddings and other vectors do not. With Muon, the matrices of blocks (elements of
-    a ModuleList) step along their orthogonalised momentum, all else by AdamW at the same rate.
+    Matrices and convolutions decay; norms, biases, embeddings and other vectors do not. With Muon, the matrices of
+    blocks (elements of a ModuleList) step along their orthogonalised momentum, all else by AdamW at the same rate.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:

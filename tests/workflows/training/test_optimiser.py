@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
 
+from oneflow_core.model import OneFlowModel
+from tests.core.words import TINY
 from workflows.training.config import ComputeSettings, OptimiserSettings
 from workflows.training.optimiser import Optimiser
 from workflows.training.parallel import Worker, fsdp_modules, shard, whole
@@ -98,6 +101,23 @@ def test_muon_takes_the_matrices_of_blocks_as_torchs_does_and_leaves_the_rest_to
                 matrix.copy_(whole(made[name].detach()))
         for name, p in plain.named_parameters():
             torch.testing.assert_close(whole(made[name].detach()), p.detach())
+
+
+def test_convolutions_decay_and_are_left_to_adamw(alone: Worker) -> None:
+    torch.manual_seed(0)
+    model = OneFlowModel(replace(TINY, adapter="unet", unet_channels=8, unet_blocks=1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    shard(model, ComputeSettings(workers=1, device="cpu"), alone)
+    optimiser = Optimiser(model, SETTINGS.model_copy(update={"kind": "muon"}))
+    held = optimiser.tensors()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step(0.05, 0.9)
+    for name, p in model.named_parameters():
+        if name.startswith(("patches.", "image_head.")):
+            assert f"exp_avg.{name}" in held and f"momentum.{name}" not in held
+            kept = 1 - 0.05 * 0.3 if p.ndim in (2, 4) else 1.0
+            torch.testing.assert_close(whole(p.detach()), before[name] * kept)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
