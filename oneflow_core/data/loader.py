@@ -2,8 +2,8 @@
 
 Worker w of W reads lanes w, w+W, ...; a global step takes `packs_per_lane` packs from every lane. Within a lane
 samples come in the order of `LaneOrder`, corpora are blended by `Blend`, a sample is corrupted with a generator of
-(seed, epoch, doc_id), and packs are filled in that order. So every pack is a function of (manifests, config,
-lane, what the lane consumed before), and what was consumed, never what was read ahead, is the state.
+(seed, epoch, doc_id), and `Packer` fills packs of them. So every pack is a function of (manifests, config, lane,
+what the lane handed out before), and what was handed out, never what was read ahead, is the state.
 """
 
 from __future__ import annotations
@@ -13,26 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from oneflow_core.data.lanes import Blend, LaneError, LaneOrder, generator
 from oneflow_core.data.manifest import Manifest
+from oneflow_core.data.packer import LanePosition, Packer, RefusedSample, Sized
 from oneflow_core.data.read_ahead import read_ahead
 from oneflow_core.data.shard import Sample
 from oneflow_core.data.source import Source
 from oneflow_core.data.store import default_cache
 
-STATE_SCHEMA = 1
-
-
-class Sized(Protocol):
-    """What `prepare` makes of a sample."""
-
-    @property
-    def length(self) -> int:
-        """Tokens that it takes in a pack."""
+STATE_SCHEMA = 2
 
 
 E = TypeVar("E", bound=Sized)
@@ -60,6 +53,8 @@ class LoaderConfig:
     seed: int = 0
     window: int = 8192
     """Samples of a lane that are shuffled together."""
+    look_ahead: int = 8
+    """Documents among which the last ones of a pack are chosen; 1 keeps the reading order."""
     holdout: float = 0.0
     """Fraction of documents, chosen by a digest of their key, that training never reads."""
     part: Literal["train", "heldout"] = "train"
@@ -86,20 +81,12 @@ class LoaderStats:
     """Documents left out, by reason: consumed, but in no pack."""
 
 
-class RefusedSample(ValueError):
-    """`prepare` raises it for a sample that cannot be trained on; `reason` is counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 @dataclass(slots=True)
 class _Step(Generic[P]):
     """A worker's part of a global step, and where its lanes stand after it."""
 
     packs: list[P]
-    consumed: dict[int, dict[str, int]]
+    positions: dict[int, LanePosition]
     documents: int
     tokens: int
     refused: Counter[str]
@@ -138,7 +125,8 @@ class Loader(Generic[E, P]):
         weights = {c.manifest.name: c.weight or float(c.manifest.totals.samples) for c in corpora}
         seed = f"{config.seed}"
         self._blends = {lane: Blend(weights, seed=seed, lane=lane) for lane in self._lanes}
-        self._consumed = {lane: dict.fromkeys(self._sources, 0) for lane in self._lanes}
+        start = LanePosition(dict.fromkeys(self._sources, 0))
+        self._positions = dict.fromkeys(self._lanes, start)
 
     def __iter__(self) -> Iterator[list[P]]:
         """This worker's packs of each global step, lane by lane, going on from the state."""
@@ -153,9 +141,10 @@ class Loader(Generic[E, P]):
             yield step.packs
 
     def state_dict(self) -> dict[str, Any]:
-        """What this worker's lanes consumed; join those of all workers with `join_states`."""
-        lanes = {str(lane): dict(counts) for lane, counts in self._consumed.items()}
-        return {**self._identity(), "lanes": lanes}
+        """Where this worker's lanes stand; join those of all workers with `join_states`."""
+        lanes = {str(lane): dict(position.consumed) for lane, position in self._positions.items()}
+        ahead = {str(lane): list(position.ahead) for lane, position in self._positions.items()}
+        return {**self._identity(), "lanes": lanes, "ahead": ahead}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state`, which must hold this worker's lanes (it may hold all); iterate anew afterwards.
@@ -167,13 +156,18 @@ class Loader(Generic[E, P]):
             if state.get(key) != ours:
                 found = f"the state has {key} {state.get(key)!r}, the run asks for {ours!r}"
                 raise LaneError(f"{found}; resume with the config that wrote it, or begin anew")
-        lanes = state["lanes"]
-        self._consumed = {lane: {k: int(v) for k, v in lanes[str(lane)].items()} for lane in self._lanes}
+        lanes, ahead = state["lanes"], state["ahead"]
+        self._positions = {
+            lane: LanePosition(
+                {name: int(count) for name, count in lanes[str(lane)].items()}, tuple(ahead[str(lane)])
+            )
+            for lane in self._lanes
+        }
 
     def epochs(self) -> dict[str, float]:
         """Passes over each corpus so far, on this worker's lanes."""
         return {
-            name: sum(counts[name] for counts in self._consumed.values())
+            name: sum(position.consumed[name] for position in self._positions.values())
             / sum(source.order.size(lane) for lane in self._lanes)
             for name, source in self._sources.items()
         }
@@ -193,7 +187,7 @@ class Loader(Generic[E, P]):
         }
 
     def _account(self, step: _Step[P]) -> None:
-        self._consumed = step.consumed
+        self._positions = step.positions
         self.stats.steps += 1
         self.stats.packs += len(step.packs)
         self.stats.documents += step.documents
@@ -201,48 +195,31 @@ class Loader(Generic[E, P]):
         self.stats.refused.update(step.refused)
 
     def _steps(self) -> Iterator[_Step[P]]:
-        readers = {lane: self._lane(lane) for lane in self._lanes}
-        counts = {lane: dict(consumed) for lane, consumed in self._consumed.items()}
+        packers = {lane: iter(self._packer(lane)) for lane in self._lanes}
+        positions = dict(self._positions)
         while True:
             step = _Step[P]([], {}, 0, 0, Counter())
-            for lane, reader in readers.items():
+            for lane, packer in packers.items():
                 for _ in range(self.config.packs_per_lane):
-                    examples, counts[lane], refused = next(reader)
+                    examples, positions[lane], refused = next(packer)
                     step.packs.append(self._collate(examples))
                     step.documents += len(examples)
                     step.tokens += sum(example.length for example in examples)
                     step.refused.update(refused)
-            step.consumed = dict(counts)
+            step.positions = dict(positions)
             yield step
 
-    def _lane(self, lane: int) -> Iterator[tuple[list[E], dict[str, int], Counter[str]]]:
-        """Examples of one pack after another, with the lane's counts after each and what was refused in it."""
-        counts, held, room = dict(self._consumed[lane]), list[E](), self.config.tokens
-        after, refused, idle = dict(counts), Counter[str](), 0
-        while idle <= self._longest_wait(lane):
-            name = self._blends[lane].choose(counts)
-            try:
-                example = self._example(name, lane, counts[name])
-            except RefusedSample as error:
-                refused[error.reason] += 1
-                example = None
-            if example is not None and example.length > room:
-                yield held, after, refused
-                held, room, refused = [], self.config.tokens, Counter()
-            counts[name] += 1
-            idle += 1
-            if example is not None:
-                idle = 0
-                held.append(example)
-                room -= example.length
-            after = dict(counts)
-        found = f"lane {lane} read {idle} documents and could use none (refused: {dict(refused)})"
-        raise LaneError(f"{found}; lower data.lanes, or change data.holdout or data.tokens")
-
-    def _longest_wait(self, lane: int) -> int:
-        """Documents after which a lane has seen every corpus whole, whatever the weights."""
+    def _packer(self, lane: int) -> Packer[E]:
+        """The packs of a lane from where it stands; it is patient until it has seen every corpus whole."""
         sizes = {name: source.order.size(lane) for name, source in self._sources.items()}
-        return self._blends[lane].draws_until(sizes)
+        return Packer(
+            self._positions[lane],
+            self._blends[lane],
+            lambda name, consumed: self._example(name, lane, consumed),
+            tokens=self.config.tokens,
+            look_ahead=self.config.look_ahead,
+            patience=self._blends[lane].draws_until(sizes),
+        )
 
     def _example(self, name: str, lane: int, consumed: int) -> E | None:
         """The example at a place of a lane; None when it is on the other side of the holdout."""
@@ -259,8 +236,11 @@ class Loader(Generic[E, P]):
 
 def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One state of all lanes from those of all workers."""
-    lanes = {lane: counts for state in states for lane, counts in state["lanes"].items()}
-    return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
+    joined = {
+        part: {lane: held for state in states for lane, held in state[part].items()}
+        for part in ("lanes", "ahead")
+    }
+    return {**states[0], **{p: dict(sorted(h.items(), key=lambda i: int(i[0]))) for p, h in joined.items()}}
 
 
 def _source(manifest: Manifest, config: LoaderConfig) -> Source:

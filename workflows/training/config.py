@@ -92,6 +92,8 @@ class DataSettings(Config):
     """Packs of every lane in a global step; more means gradient accumulation."""
     window: int = Field(8192, ge=1)
     """Samples of a lane that are shuffled together; bounds how many shards are open at once."""
+    look_ahead: int = Field(8, ge=1)
+    """Documents, held in memory, among which the last ones of a pack are chosen; 1 keeps the reading order."""
     holdout: float = Field(0.02, ge=0, lt=1)
     """Fraction of documents (by digest of their key) that training never reads and the held-out loss is taken on."""
     heldout_packs: int = Field(4, ge=1)

@@ -25,7 +25,7 @@ from workflows.training.config import DataSettings, ObjectiveSettings, TrainConf
 
 RUN_SECTIONS = ("seed", "model", "objective", "optimiser", "budget", "ema")
 """What, beside the data, makes a run the run it is: machines, watching and places may change while it goes on."""
-STREAM = ("corpora", "tokenizer", "tokens", "lanes", "packs_per_lane", "window", "holdout")
+STREAM = ("corpora", "tokenizer", "tokens", "lanes", "packs_per_lane", "window", "look_ahead", "holdout")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Materials:
             packs_per_lane=data.packs_per_lane if part == "train" else data.heldout_packs,
             seed=seed,
             window=data.window,
+            look_ahead=data.look_ahead,
             holdout=data.holdout,
             part=part,
             read_ahead=data.read_ahead if part == "train" else 0,

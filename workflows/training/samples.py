@@ -154,6 +154,7 @@ def _pairs(config: TrainConfig, materials: Materials) -> list[Sample]:
     settings = LoaderConfig(
         tokens=1,
         lanes=1,
+        look_ahead=1,
         seed=config.seed,
         holdout=data.holdout,
         part="heldout" if data.holdout else "train",
