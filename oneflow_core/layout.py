@@ -47,14 +47,16 @@ class Elements:
 
     def take(self, index: IntArray | BoolArray) -> Elements:
         """The elements at `index`, in that order."""
+        if index.dtype == bool:
+            (index,) = index.nonzero()
         return Elements(
-            self.document_E[index],
-            self.kind_E[index],
-            self.token_E[index],
-            self.block_E[index],
-            self.prompt_E[index],
-            self.slot_E[index],
-            self.copy_E[index],
+            self.document_E.take(index),
+            self.kind_E.take(index),
+            self.token_E.take(index),
+            self.block_E.take(index),
+            self.prompt_E.take(index),
+            self.slot_E.take(index),
+            self.copy_E.take(index),
         )
 
 
@@ -89,26 +91,34 @@ def clean_elements(
 
 
 def _run(pieces: Sequence[Piece], bos_id: int, image_id: int, text: bool, copy: int) -> Elements:
-    sizes = np.array([1] + [len(p.tokens) if p.kind == TOKEN else 1 for p in pieces])
-    kind_P = np.array([TOKEN] + [p.kind for p in pieces])
-    prompt_P = np.array([True] + [p.prompt for p in pieces])
-    block_P = np.full(len(kind_P), -1)
-    for kind in (IMAGE, FEATURES):
-        block_P[kind_P == kind] = np.arange((kind_P == kind).sum())
-    token_E = np.concatenate(
-        [[bos_id]] + [np.asarray(p.tokens if p.kind == TOKEN else [image_id], np.int64) for p in pieces]
-    ).astype(np.int64)
-    prompt_E = np.repeat(prompt_P, sizes)
-    slot_E = ~prompt_E
-    slot_E[(np.cumsum(sizes) - sizes)[1:][~prompt_P[1:]] - 1] = True
+    tokens: list[Sequence[int]] = [[bos_id]]
+    kind_P, block_P, prompt_P, asked_at = [TOKEN], [-1], [True], []
+    counts, start = {IMAGE: 0, FEATURES: 0}, 1
+    for piece in pieces:
+        tokens.append(piece.tokens if piece.kind == TOKEN else [image_id])
+        kind_P.append(piece.kind)
+        prompt_P.append(piece.prompt)
+        block_P.append(counts.get(piece.kind, -1))
+        if piece.kind != TOKEN:
+            counts[piece.kind] += 1
+        if not piece.prompt:
+            asked_at.append(start - 1)
+        start += len(tokens[-1])
+    sizes = [len(t) for t in tokens]
+    prompt_E = np.array(prompt_P).repeat(sizes)
+    if text:
+        slot_E = ~prompt_E
+        slot_E[asked_at] = True
+    else:
+        slot_E = np.zeros(start, bool)
     return Elements(
-        np.zeros(len(token_E), np.int64),
-        np.repeat(kind_P, sizes),
-        token_E,
-        np.repeat(block_P, sizes),
+        np.zeros(start, np.int64),
+        np.array(kind_P).repeat(sizes),
+        np.concatenate([np.asarray(t, np.int64) for t in tokens]),
+        np.array(block_P).repeat(sizes),
         prompt_E,
-        slot_E & text,
-        np.full(len(token_E), copy),
+        slot_E,
+        np.full(start, copy),
     )
 
 
@@ -160,6 +170,8 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
         patches_I: latent patches of every generated image, indexed by `block_E`.
         features_U: understanding features of every prompt image, indexed by `block_E`.
     """
+    if not elements.kind_E.any():
+        return _lay_out_tokens(elements)
     image_E, prompt_image_E = elements.kind_E == IMAGE, elements.kind_E == FEATURES
     image_I, prompt_image_U = elements.block_E[image_E], elements.block_E[prompt_image_E]
     length_E = np.ones(len(elements), np.int64)
@@ -187,6 +199,25 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
     )
 
 
+def _lay_out_tokens(elements: Elements) -> Layout:
+    """A state without images is laid out as it stands; long texts are worth the shorter way."""
+    none, document_E = np.zeros(0, np.int64), elements.document_E
+    (slot_S,) = elements.slot_E.nonzero()
+    return Layout(
+        token_T=elements.token_E,
+        document_T=document_E,
+        copy_T=elements.copy_E,
+        element_T=_positions(document_E, np.zeros_like(document_E)),
+        position_T=_positions(document_E, elements.copy_E),
+        prompt_T=elements.prompt_E,
+        slot_S=slot_S,
+        patch_N=none,
+        image_I=none,
+        feature_M=none,
+        prompt_image_U=none,
+    )
+
+
 def _document_starts(document_T: IntArray) -> IntArray:
     """For each token, the first token of its document."""
     return np.searchsorted(document_T, document_T)
@@ -194,6 +225,8 @@ def _document_starts(document_T: IntArray) -> IntArray:
 
 def _positions(document_T: IntArray, copy_T: IntArray) -> IntArray:
     """Places within the document; each copy goes on where the prefix ends."""
+    if len(document_T) and document_T[0] == document_T[-1] and (copy_T == 0).all():
+        return np.arange(len(document_T))
     start_R, length_R = runs(document_T, copy_T)
     before_R = np.zeros(len(start_R), np.int64)
     prefix_R = copy_T[start_R] < 0

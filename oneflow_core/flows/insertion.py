@@ -35,7 +35,8 @@ def left_neighbours(keep_E: NDArray[np.bool_]) -> NDArray[np.int64]:
     """
     if not keep_E[0]:
         raise ValueError("the first element of a document is deleted; BOS must always be kept")
-    return (np.cumsum(keep_E) - 1)[~keep_E]
+    (missing_K,) = (~keep_E).nonzero()
+    return missing_K - np.arange(1, len(missing_K) + 1)
 
 
 class InsertionTerms(NamedTuple):

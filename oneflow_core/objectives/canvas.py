@@ -92,7 +92,7 @@ class Canvas:
 
     def image_times(self, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Times of images where nothing forces them."""
-        if self.config.image_time_std == 0:
+        if self.config.image_time_std == 0 or not count:
             return rng.random(count)
         return logit_normal(self.config.image_time_mean, self.config.image_time_std, count, rng)
 
@@ -132,32 +132,28 @@ class Canvas:
         images = sum(part.image >= 0 and not part.prompt for part in task.parts)
         parts, counts = [] if shared is None else [shared], np.zeros(images * len(copies), np.int64)
         for number, copy in enumerate(copies):
-            image_E = copy.elements.kind_E == IMAGE
-            counts[copy.elements.block_E[image_E] + number * images] = _sizes(copy.patches)
-            copy.elements.block_E = np.where(
-                image_E, copy.elements.block_E + number * images, copy.elements.block_E
-            )
-            copy.elements.copy_E = np.full(len(copy.elements), number)
+            if images:
+                counts[_renumber(copy.elements, number * images)] = _sizes(copy.patches)
+            if number:
+                copy.elements.copy_E = np.full(len(copy.elements), number)
             parts.append(copy.elements)
         shown, feature_grid_M2, features_U = self._features(task, sample)
-        layout = lay_out(join(parts) if len(parts) > 1 else parts[0], counts, features_U)
-        slots_C = np.array([len(c.count_S) for c in copies])
-        offsets = np.cumsum(slots_C) - slots_C
-        clock_C = np.array([c.clock for c in copies])
+        slots = [len(c.count_S) for c in copies]
+        offsets = np.cumsum([0, *slots[:-1]]).tolist()
         return Example(
-            layout,
-            np.concatenate([c.count_S for c in copies]),
-            np.concatenate([c.pair_slot_K + o for c, o in zip(copies, offsets, strict=True)]),
-            np.concatenate([c.pair_token_K for c in copies]),
-            noisy_ND=np.concatenate([c.patches.noisy_ND for c in copies]),
-            clean_ND=np.concatenate([c.patches.clean_ND for c in copies]),
-            noise_ND=np.concatenate([c.patches.noise_ND for c in copies]),
-            time_N=np.concatenate([c.patches.time_N for c in copies]),
-            patch_grid_N2=np.concatenate([c.patches.grid_N2 for c in copies]),
+            lay_out(join(parts) if len(parts) > 1 else parts[0], counts, features_U),
+            _joined([c.count_S for c in copies]),
+            _joined([c.pair_slot_K + o if o else c.pair_slot_K for c, o in zip(copies, offsets, strict=True)]),
+            _joined([c.pair_token_K for c in copies]),
+            noisy_ND=_joined([c.patches.noisy_ND for c in copies]),
+            clean_ND=_joined([c.patches.clean_ND for c in copies]),
+            noise_ND=_joined([c.patches.noise_ND for c in copies]),
+            time_N=_joined([c.patches.time_N for c in copies]),
+            patch_grid_N2=_joined([c.patches.grid_N2 for c in copies]),
             feature_MD=shown,
             feature_grid_M2=feature_grid_M2,
-            copy_S=np.repeat(np.arange(len(copies)), slots_C),
-            clock_C=clock_C,
+            copy_S=np.arange(len(copies)).repeat(slots),
+            clock_C=np.array([c.clock for c in copies]),
             weight_C=np.ones(len(copies)),
             text_targets=targets * len(copies),
             causal=self.model.objective == "transfusion",
@@ -203,6 +199,17 @@ def normaliser_shares(pack: Pack, config: ObjectiveConfig) -> dict[str, float]:
         "length": float(pack.texts),
     }[config.text_normaliser]
     return {"text": text, "image": float(pack.flow_N.sum())}
+
+
+def _joined(arrays: list[NDArray]) -> NDArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _renumber(elements: Elements, offset: int) -> NDArray[np.int64]:
+    """Shifts the numbers of images by `offset`, and gives those that are there."""
+    image_E = elements.kind_E == IMAGE
+    elements.block_E = np.where(image_E, elements.block_E + offset, elements.block_E)
+    return elements.block_E[image_E]
 
 
 def _sizes(patches: Patches) -> NDArray[np.int64]:

@@ -40,13 +40,10 @@ class OneFlowObjective:
         task = choose_task(sample.document, self.config.mixture, rng)
         shared, clean = self._canvas.elements(task, self._canvas.pieces(task))
         copies = [self._copy(task, clean, sample, rng) for _ in range(self.config.copies)]
-        targets = int((~clean.prompt_E & (clean.kind_E == TOKEN)).sum())
+        targets = int(np.count_nonzero(~clean.prompt_E & (clean.kind_E == TOKEN)))
         example = self._canvas.example(task, sample, shared, copies, targets)
-        lengths_C = np.bincount(
-            example.layout.copy_T[example.layout.copy_T >= 0], minlength=len(copies)
-        ) + np.sum(example.layout.copy_T < 0)
         example.weight_C = np.array(
-            [self._weight(c.clock, n) for c, n in zip(copies, lengths_C.tolist(), strict=True)]
+            [self._weight(c.clock, n) for c, n in zip(copies, _lengths(example), strict=True)]
         )
         return example
 
@@ -129,11 +126,20 @@ class OneFlowObjective:
         return weight / length if self.config.text_normaliser == "length" else weight
 
 
+def _lengths(example: Example) -> list[int]:
+    """Tokens of each copy with what it shares."""
+    if len(example.clock_C) == 1:
+        return [example.length]
+    copy_T = example.layout.copy_T
+    shared = np.count_nonzero(copy_T < 0)
+    return (np.bincount(copy_T[copy_T >= 0], minlength=len(example.clock_C)) + shared).tolist()
+
+
 def _missing(
     clean: Elements, keep_E: NDArray[np.bool_], kept: Elements
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Counts of missing elements by slot, and the (slot, token) pairs of all of them."""
-    slot_of_element = np.cumsum(kept.slot_E) - 1
-    pair_slot_K = slot_of_element[left_neighbours(keep_E)]
-    count_S = np.bincount(pair_slot_K, minlength=int(kept.slot_E.sum())).astype(np.int64)
-    return count_S, pair_slot_K, clean.token_E[~keep_E]
+    rank_E = kept.slot_E.cumsum()
+    pair_slot_K = rank_E.take(left_neighbours(keep_E)) - 1
+    count_S = np.bincount(pair_slot_K, minlength=int(rank_E[-1]))
+    return count_S, pair_slot_K, clean.token_E.take((~keep_E).nonzero()[0])
