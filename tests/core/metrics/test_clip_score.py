@@ -188,14 +188,14 @@ def test_what_makes_no_pairs_is_refused(clip: DualEncoder) -> None:
 
 def test_the_paper_s_example_where_its_model_is_at_hand() -> None:
     """The README of the paper's code prints 0.8584 for these, from float16 on a GPU."""
+    from huggingface_hub import try_to_load_from_cache
     from PIL import Image
 
+    if not isinstance(try_to_load_from_cache("openai/clip-vit-base-patch32", "model.safetensors"), str):
+        pytest.skip("ViT-B/32 is not in the cache of the hub, which tests do not ask")
     captions = shared_json("captions_clipscore/good_captions.json")
     published = shared_json("captions_clipscore/published_scores.json")["good_captions.json"]
-    try:
-        encoder = DualEncoder.from_pretrained("openai/clip-vit-base-patch32")
-    except EncoderError as error:
-        pytest.skip(f"ViT-B/32 is not in the cache of the hub: {error}")
+    encoder = DualEncoder.from_pretrained("openai/clip-vit-base-patch32")
     files = [shared(f"captions_clipscore/images/{name}.jpg") for name in captions]
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     found = clip_score(encoder, images, list(captions.values()), rule=HESSEL)
