@@ -1,6 +1,7 @@
 """Who attends to whom in a pack, as rectangles that fused kernels take, exact.
 
-Shapes: T tokens of the pass, B rows of a bucket, L queries and M keys of a row (padded), K keys of all rows in turn.
+Shapes: T tokens of the pass, B rows of a bucket, L queries and M keys of a row (padded), K keys of all rows in turn;
+Q and P the queries and keys of all buckets, padding included.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from oneflow_core.ragged import ragged_range, runs
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-WASTE = 0.12
+WASTE = 0.03
 """Largest share of padding in a bucket's queries, and in its keys."""
 
 
@@ -26,10 +27,11 @@ WASTE = 0.12
 class AttentionBucket:
     """Rows of like length, padded to a rectangle."""
 
-    query_BL: Tensor
-    """Index into the tokens of the pass, int64; padding repeats token 0."""
-    key_BM: Tensor
-    """Index into the keys, int64: the tokens of the pass, or the rows of a cache; padding repeats row 0."""
+    rows: int
+    queries: int
+    """Queries of a row, L."""
+    keys: int
+    """Keys of a row, M."""
     mask: Tensor | None
     """Which keys a query sees, bool, [B, 1, 1, M] or [B, 1, L, M]; None where it is all of them."""
     causal: bool = False
@@ -47,6 +49,11 @@ class AttentionPlan:
     """
 
     buckets: list[AttentionBucket]
+    query_Q: Tensor
+    """Token of each query, bucket after bucket, int64; padding repeats token 0. All buckets are gathered at once: a
+    gather for each would have a gradient of the whole pack's size."""
+    key_P: Tensor | None
+    """Token of each key, or row of the cache, likewise; None: the queries are the keys."""
     restore_T: Tensor
     """Where each token of the pass stands in the concatenation of all flattened buckets."""
     document_T: Tensor
@@ -86,16 +93,20 @@ class AttentionPlan:
     def of_rows(cls, rows: Rows, document_T: IntArray, waste: float = WASTE) -> AttentionPlan:
         """Buckets of rows that are like in queries and in keys, so that padding stays below `waste` of either."""
         restore_T = np.empty(int(rows.queries_B.sum()), np.int64)
-        buckets, offset = [], 0
+        buckets, query_Q, key_P, offset = [], [], [], 0
         for members in _groups(rows.queries_B, rows.keys_B, waste):
             query_BL, asking_BL = _rectangle(rows.queries_B, members)
             key_BM, answering_BM = _rectangle(rows.keys_B, members)
             restore_T[query_BL[asking_BL]] = offset + np.flatnonzero(asking_BL)
             offset += asking_BL.size
             causal, mask = rows.seen(query_BL, asking_BL, key_BM, answering_BM)
-            keys = torch.from_numpy(np.where(answering_BM, rows.key_K[key_BM], 0))
-            buckets.append(AttentionBucket(torch.from_numpy(query_BL), keys, mask, causal))
-        return cls(buckets, torch.from_numpy(restore_T), torch.from_numpy(document_T))
+            buckets.append(AttentionBucket(*query_BL.shape, key_BM.shape[1], mask, causal))
+            query_Q.append(query_BL.ravel())
+            key_P.append(np.where(answering_BM, rows.key_K[key_BM], 0).ravel())
+        asking, answering = (np.concatenate(x) if x else np.zeros(0, np.int64) for x in (query_Q, key_P))
+        keys = None if np.array_equal(asking, answering) else torch.from_numpy(answering)
+        tensors = (torch.from_numpy(x) for x in (restore_T, document_T))
+        return cls(buckets, torch.from_numpy(asking), keys, *tensors)
 
 
 @dataclass
@@ -135,16 +146,20 @@ def attend(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> 
 
     `k_RGd` and `v_RGd` are those of the pass (R = T), or the rows of a cache that the plan's keys index.
     """
+    key_P = plan.query_Q if plan.key_P is None else plan.key_P
+    q_Q = q_THd.index_select(0, plan.query_Q).split([b.rows * b.queries for b in plan.buckets])
+    k_P, v_P = (
+        x.index_select(0, key_P).split([b.rows * b.keys for b in plan.buckets]) for x in (k_RGd, v_RGd)
+    )
     parts = []
-    for bucket in plan.buckets:
-        q = q_THd[bucket.query_BL].transpose(1, 2)
-        k, v = (x[bucket.key_BM].transpose(1, 2) for x in (k_RGd, v_RGd))
+    for bucket, *gathered in zip(plan.buckets, q_Q, k_P, v_P, strict=True):
+        q, k, v = (x.unflatten(0, (bucket.rows, -1)).transpose(1, 2) for x in gathered)
         grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bucket.mask, is_causal=bucket.causal, enable_gqa=grouped
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[plan.restore_T]
+    return torch.cat(parts).index_select(0, plan.restore_T)
 
 
 def _rectangle(lengths_B: IntArray, members: IntArray) -> tuple[IntArray, BoolArray]:

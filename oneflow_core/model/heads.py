@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from oneflow_core.flows.insertion import PI_LOGIT_AT_START, PLAIN_BIAS_AT_START, RATE_BIAS_AT_START
 from oneflow_core.model.config import ModelConfig
+from oneflow_core.model.pair_nll import pair_nll
 from oneflow_core.model.unet import UNetUp
 
 LOGIT_ROWS = 4096
@@ -66,8 +67,7 @@ class InsertionHeads(nn.Module):
         )
 
     def _nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
-        logits_RV = self.tokens(hidden_RD).float()
-        return logits_RV.logsumexp(-1)[row_K] - logits_RV[row_K, token_K]
+        return pair_nll(self.tokens(hidden_RD).float(), row_K, token_K)
 
 
 class ImageHead(nn.Module):

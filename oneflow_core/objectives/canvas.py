@@ -143,7 +143,9 @@ class Canvas:
         return Example(
             lay_out(join(parts) if len(parts) > 1 else parts[0], counts, features_U),
             _joined([c.count_S for c in copies]),
-            _joined([c.pair_slot_K + o if o else c.pair_slot_K for c, o in zip(copies, offsets, strict=True)]),
+            _joined(
+                [c.pair_slot_K + o if o else c.pair_slot_K for c, o in zip(copies, offsets, strict=True)]
+            ),
             _joined([c.pair_token_K for c in copies]),
             noisy_ND=_joined([c.patches.noisy_ND for c in copies]),
             clean_ND=_joined([c.patches.clean_ND for c in copies]),

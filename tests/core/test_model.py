@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oneflow_core.model import PRESETS, AttentionPlan, ModelConfig, ModelInputs, OneFlowModel, heads
-from oneflow_core.model.attention import attend
+from oneflow_core.model.attention import WASTE, attend
 from oneflow_core.model.backbone import Backbone
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.packing import collate
@@ -36,9 +36,9 @@ def test_packed_attention_equals_dense_attention_with_a_mask(lengths: list[int])
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
 def test_plans_hold_every_token_once_and_waste_little(lengths: list[int]) -> None:
     plan = AttentionPlan.build(np.array(lengths))
-    flat = torch.cat([b.query_BL.flatten() for b in plan.buckets])
-    assert torch.equal(flat[plan.restore_T], torch.arange(sum(lengths)))
-    assert sum(b.query_BL.numel() for b in plan.buckets) <= sum(lengths) / (1 - 0.12) + 1e-6
+    assert plan.key_P is None
+    assert torch.equal(plan.query_Q[plan.restore_T], torch.arange(sum(lengths)))
+    assert len(plan.query_Q) <= sum(lengths) / (1 - WASTE) + 1e-6
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=12), min_size=1, max_size=6))

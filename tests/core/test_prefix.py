@@ -83,14 +83,16 @@ def test_a_prefix_sees_itself_and_each_copy_sees_the_prefix_and_itself() -> None
     document = inputs.attention.document_T
     copy = torch.from_numpy(np.concatenate([e.layout.copy_T for e in examples]))
     seen = torch.zeros(len(document), len(document), dtype=torch.bool)
-    for bucket in inputs.attention.buckets:
-        for row in range(len(bucket.query_BL)):
-            real = torch.ones_like(bucket.key_BM[row], dtype=torch.bool)
-            if bucket.mask is not None:
-                real = bucket.mask[row, 0, 0]
-            for query in bucket.query_BL[row].unique().tolist():
-                if int(query) or row == 0:
-                    seen[query, bucket.key_BM[row][real]] = True
+    plan = inputs.attention
+    assert plan.key_P is not None
+    queries = plan.query_Q.split([b.rows * b.queries for b in plan.buckets])
+    keys = plan.key_P.split([b.rows * b.keys for b in plan.buckets])
+    for bucket, query_Q, key_P in zip(plan.buckets, queries, keys, strict=True):
+        rows = zip(query_Q.view(bucket.rows, -1), key_P.view(bucket.rows, -1), strict=True)
+        for row, (query_L, key_M) in enumerate(rows):
+            real = torch.ones_like(key_M, dtype=torch.bool) if bucket.mask is None else bucket.mask[row, 0, 0]
+            for query in query_L.unique().tolist():
+                seen[query, key_M[real]] = True
     wanted = (document[:, None] == document) & (
         (copy == -1) | ((copy[:, None] >= 0) & (copy[:, None] == copy))
     )

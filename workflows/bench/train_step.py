@@ -1,7 +1,7 @@
 """A training step of OneFlow beside AR + FM: the same documents, trunk, tokens and machine.
 
-Wall-clock a document, from the document to its gradient: corruption, packing, forward and backward; the optimiser, which
-is the same for both, is left out. FLOPs are those that torch.utils.flop_counter counts.
+Wall-clock a document, from the document to its gradient: corruption, packing, forward and backward; the optimiser, the
+same for both, is left out. FLOPs are those that torch.utils.flop_counter counts.
 """
 
 import time
@@ -215,12 +215,8 @@ def _padded(examples: list[Example]) -> Pack:
     def spread(values_T: torch.Tensor) -> torch.Tensor:
         return values_T.new_zeros(count * longest).index_copy(0, place_T, values_T)
 
-    index_BL = torch.arange(count * longest).view(count, longest)
     plan = AttentionPlan.build(np.full(count, longest))
-    plan.buckets[0] = replace(
-        plan.buckets[0], query_BL=index_BL, key_BM=index_BL, mask=torch.from_numpy(real_BL[:, None, None, :])
-    )
-    plan.restore_T = index_BL.flatten()
+    plan.buckets[0] = replace(plan.buckets[0], mask=torch.from_numpy(real_BL[:, None, None, :]))
     wide = replace(
         inputs,
         token_T=spread(inputs.token_T),
