@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from oneflow_core.flows.insertion import PI_LOGIT_AT_START, PLAIN_BIAS_AT_START, RATE_BIAS_AT_START
 from oneflow_core.model.config import ModelConfig
+from oneflow_core.precision import widen
 
 LOGIT_ROWS = 4096
 """Slots whose logits are held at once in training; the rest is recomputed, so memory is LOGIT_ROWS * V."""
@@ -28,19 +29,21 @@ class InsertionHeads(nn.Module):
         self.tokens = nn.Linear(config.width, config.vocab_size, bias=False)
 
     def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor]:
-        """(logit of pi, lambda_nonzero), both [S], float32.
+        """(logit of pi, lambda_nonzero), both [S], float32 (float64 from a network in float64).
 
         gated: lambda_nonzero = 1 + softplus of an output of its own. plain: both are those of a Poisson law whose rate
         is the softplus of the only output.
         """
         if self.kind == "plain":
-            rate = F.softplus(self.count(hidden_SD).float().squeeze(-1)).clamp(min=LEAST_RATE)
-            return -torch.expm1(rate).log(), rate / -torch.expm1(-rate)
-        pi_logit, rate = self.count(hidden_SD).float().unbind(-1)
+            rate = F.softplus(widen(self.count(hidden_SD)).squeeze(-1)).clamp(min=LEAST_RATE)
+            some = -torch.expm1(-rate)
+            # log(exp(rate) - 1) so written that it is finite above a rate of 88, too.
+            return -(rate + some.log()), rate / some
+        pi_logit, rate = widen(self.count(hidden_SD)).unbind(-1)
         return pi_logit, 1 + F.softplus(rate)
 
     def nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
-        """-log Q(token) of each pair, [K], float32, without a whole [R, V] tensor.
+        """-log Q(token) of each pair, [K], float32 (or float64), without a whole [R, V] tensor.
 
         Args:
             hidden_RD: hidden states of the slots that miss something.
@@ -62,7 +65,7 @@ class InsertionHeads(nn.Module):
         )
 
     def _nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
-        logits_RV = self.tokens(hidden_RD).float()
+        logits_RV = widen(self.tokens(hidden_RD))
         return logits_RV.logsumexp(-1)[row_K] - logits_RV[row_K, token_K]
 
 
