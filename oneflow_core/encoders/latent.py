@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,9 +85,10 @@ class LatentCodec:
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes config, safetensors and the name; `from_pretrained(directory)` has the same id.
 
-        Weights are stored in float16 where that changes none of them.
+        Weights are stored in float16 where that changes none of them. A saved copy is saved again as the same bytes.
         """
         as_stored(self.vae).save_pretrained(directory)
+        _forget_origin(Path(directory) / "config.json")
         write_name(Path(directory), self.name)
 
     @property
@@ -146,3 +148,10 @@ class LatentCodec:
     def _chunks(self, n: int, pixels: int) -> list[slice]:
         step = max(1, CHUNK_PIXELS.get(self.device.type, CHUNK_PIXELS["cpu"]) // pixels)
         return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _forget_origin(config: Path) -> None:
+    """Takes the directory that the network was once loaded from out of what diffusers wrote."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

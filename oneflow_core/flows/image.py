@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oneflow_core.precision import widen
+
 Prediction = Literal["clean", "velocity"]
 A = TypeVar("A", NDArray[np.float32], Tensor)
 
@@ -64,13 +66,13 @@ def flow_error(
     eps: float,
     space: Prediction = "velocity",
 ) -> Tensor:
-    """Squared error of each patch token, mean over its dimensions, [N], float32.
+    """Squared error of each patch token, mean over its dimensions, [N], float32 (float64 for such a prediction).
 
     `space` velocity is the paper's loss. `space` clean measures the same error on the clean latent, (1 - t)^2 times
     it: weight moves from the last details to high noise, where the layout is decided.
     For a clean-latent network both velocities use the same clamp, so a perfect Y_1_hat has zero loss at every t.
     """
-    prediction_ND = prediction_ND.float()
+    prediction_ND = widen(prediction_ND)
     left_N1 = (1 - t_N).unsqueeze(-1)
     if kind == "velocity":
         error = prediction_ND - (clean_ND - noise_ND)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oneflow_core.precision import widen
+
 FireRule = Literal["gate", "mean", "exact"]
 Counts = Literal["gated", "plain"]
 
@@ -57,7 +59,7 @@ def insertion_terms(
     weight_M: Tensor | None = None,
     counts: Counts = "gated",
 ) -> InsertionTerms:
-    """The loss of the three heads, summed, in float32 (paper eqs. 4-7).
+    """The loss of the three heads, summed, in float32 at least (paper eqs. 4-7).
 
     Args:
         pi_logit_S: logit of pi, the probability that the gap misses nothing.
@@ -70,20 +72,17 @@ def insertion_terms(
         counts: "gated" as above; "plain" is the Poisson loss of the total rate (1 - pi) lambda_nonzero at every slot,
             without the loss of pi, whose optimum is E[k] (Edit Flows; METHOD 7.1).
     """
-    count = count_S.float()
-    missing = (count > 0).float()
-    weight = torch.ones_like(count) if weight_S is None else weight_S.float()
-    log_rate = rate_S.float().log()
-    nll = token_nll_M.float()
-    tokens = (nll if weight_M is None else nll * weight_M.float()).sum()
+    log_rate, pi_logit, nll = widen(rate_S).log(), widen(pi_logit_S), widen(token_nll_M)
+    count = count_S.to(log_rate.dtype)
+    missing = (count > 0).to(log_rate.dtype)
+    weight = torch.ones_like(count) if weight_S is None else weight_S.to(log_rate.dtype)
+    tokens = (nll if weight_M is None else nll * weight_M.to(nll.dtype)).sum()
     if counts == "plain":
-        log_rate = log_rate + F.logsigmoid(-pi_logit_S.float())
+        log_rate = log_rate + F.logsigmoid(-pi_logit)
         counted, zero = weight, tokens.new_zeros(())
     else:
         counted = missing * weight
-        zero = F.binary_cross_entropy_with_logits(
-            pi_logit_S.float(), 1 - missing, weight=weight, reduction="sum"
-        )
+        zero = F.binary_cross_entropy_with_logits(pi_logit, 1 - missing, weight=weight, reduction="sum")
     poisson = (log_rate.exp() - count * log_rate) * counted
     least = (count - torch.xlogy(count, count)) * counted
     return InsertionTerms(tokens, poisson.sum(), zero, (poisson - least).sum().detach())

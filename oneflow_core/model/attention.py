@@ -100,7 +100,8 @@ class AttentionPlan:
             restore_T[query_BL[asking_BL]] = offset + np.flatnonzero(asking_BL)
             offset += asking_BL.size
             causal, mask = rows.seen(query_BL, asking_BL, key_BM, answering_BM)
-            buckets.append(AttentionBucket(*query_BL.shape, key_BM.shape[1], mask, causal))
+            sides = len(members), asking_BL.shape[1], answering_BM.shape[1]
+            buckets.append(AttentionBucket(*sides, mask, causal))
             query_Q.append(query_BL.ravel())
             key_P.append(np.where(answering_BM, rows.key_K[key_BM], 0).ravel())
         asking, answering = (np.concatenate(x) if x else np.zeros(0, np.int64) for x in (query_Q, key_P))

@@ -14,6 +14,7 @@ from oneflow_core.model.adapters import TimeEmbedding
 from oneflow_core.model.attention import AttentionPlan, attend
 from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
+from oneflow_core.precision import widen
 
 LLAMA3_CONTEXT, LLAMA3_SLOW, LLAMA3_FAST = 8192, 1.0, 4.0
 """Of Llama 3's scaling: rotations of under SLOW turns in its first context are slowed, of over FAST are not."""
@@ -34,11 +35,11 @@ def rotary_table(position_T: Tensor, head_dim: int, theta: float, scaling: float
 
 
 def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of each head: one complex product, in float32.
+    """Rotates neighbouring pairs of each head: one complex product, in float32 at least.
 
     This is Meta's order of dimensions; Hugging Face's halves are the same up to a permutation of the weights.
     """
-    pairs = torch.view_as_complex(x_THd.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(widen(x_THd).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)
 
 

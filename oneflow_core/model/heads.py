@@ -11,6 +11,7 @@ from oneflow_core.flows.insertion import PI_LOGIT_AT_START, PLAIN_BIAS_AT_START,
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.pair_nll import pair_nll
 from oneflow_core.model.unet import UNetUp
+from oneflow_core.precision import widen
 
 LOGIT_ROWS = 4096
 """Slots whose logits are held at once in training; the rest is recomputed, so memory is LOGIT_ROWS * V."""
@@ -31,7 +32,7 @@ class InsertionHeads(nn.Module):
         self.tokens = nn.Linear(config.width, config.vocab_size, bias=False)
 
     def counts(self, hidden_SD: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """(logit of pi, lambda_nonzero), both [S], float32; nothing where the objective counts nothing.
+        """(logit of pi, lambda_nonzero), both [S], float32 (or float64); nothing where the objective counts nothing.
 
         gated: lambda_nonzero = 1 + softplus of an output of its own. plain: both are those of a Poisson law whose rate
         is the softplus of the only output.
@@ -39,13 +40,15 @@ class InsertionHeads(nn.Module):
         if self.count is None:
             return None, None
         if self.kind == "plain":
-            rate = F.softplus(self.count(hidden_SD).float().squeeze(-1)).clamp(min=LEAST_RATE)
-            return -torch.expm1(rate).log(), rate / -torch.expm1(-rate)
-        pi_logit, rate = self.count(hidden_SD).float().unbind(-1)
+            rate = F.softplus(widen(self.count(hidden_SD)).squeeze(-1)).clamp(min=LEAST_RATE)
+            some = -torch.expm1(-rate)
+            # log(exp(rate) - 1) so written that it is finite above a rate of 88, too.
+            return -(rate + some.log()), rate / some
+        pi_logit, rate = widen(self.count(hidden_SD)).unbind(-1)
         return pi_logit, 1 + F.softplus(rate)
 
     def nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
-        """-log Q(token) of each pair, [K], float32, without a whole [R, V] tensor.
+        """-log Q(token) of each pair, [K], float32 (or float64), without a whole [R, V] tensor.
 
         Args:
             hidden_RD: hidden states of the slots that miss something.
@@ -67,7 +70,7 @@ class InsertionHeads(nn.Module):
         )
 
     def _nll(self, hidden_RD: Tensor, row_K: Tensor, token_K: Tensor) -> Tensor:
-        return pair_nll(self.tokens(hidden_RD).float(), row_K, token_K)
+        return pair_nll(widen(self.tokens(hidden_RD)), row_K, token_K)
 
 
 class ImageHead(nn.Module):

@@ -14,6 +14,7 @@ from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.heads import ImageHead, InsertionHeads, start_heads
 from oneflow_core.model.inputs import ModelInputs, ModelOutputs
 from oneflow_core.model.unet import Skips, UNetDown, UNetUp
+from oneflow_core.precision import widen
 
 
 class OneFlowModel(nn.Module):
@@ -79,7 +80,7 @@ class OneFlowModel(nn.Module):
         hidden_RD = hidden_SD[inputs.logit_slot_R]
         logits_RV = nll_K = None
         if inputs.pair_row_K is None or inputs.pair_token_K is None:
-            logits_RV = self.heads.tokens(hidden_RD).float()
+            logits_RV = widen(self.heads.tokens(hidden_RD))
         else:
             nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
         image_ND = self.image_head(hidden_TD[inputs.patch_N], skips)
