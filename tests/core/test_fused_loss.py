@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -82,10 +83,13 @@ def test_loss_and_gradients_are_those_of_the_loss_written_out(
     config = replace(TINY, counts=counts, text_time=text_time)
     model = shaken(config)
     made = objective(config, mixture=MIXTURE, image_weight=IMAGE_WEIGHT)
-    examples = [replace(corrupt(made, d, seed), weight=0.5 + seed / 8) for seed, d in enumerate(documents())]
+    examples = [
+        replace(corrupt(made, d, seed), weight_C=np.array([0.5 + seed / 8]))
+        for seed, d in enumerate(documents())
+    ]
     pack = doubled(collate(examples))
     monkeypatch.setattr(heads, "LOGIT_ROWS", rows)
-    assert len(pack.inputs.logit_slot_R) > 3 and {e.clock > 1 for e in examples} == {True, False}
+    assert len(pack.inputs.logit_slot_R) > 3 and {bool(e.clock_C[0] > 1) for e in examples} == {True, False}
     fused = made.loss(model, pack, made.normalisers(pack)).total
     parts = [written_out(model, e) for e in examples]
     targets, flowing = sum(e.text_targets for e in examples), sum(int(e.flow_N.sum()) for e in examples)
