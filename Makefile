@@ -39,9 +39,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# On a store of its own, which is gone afterwards.
+# Each in turn; storage on a store of its own, which is gone afterwards. The first run of peer-transfusion installs the
+# peer into build/peers.
 bench: export ONEFLOW_HOME := $(CURDIR)/build/bench
 bench: setup
+	for name in train-step sample packing targets vocab-loss peer-transfusion; do $(BIN)/oneflow bench $$name --json || exit 1; done
 	$(BIN)/oneflow stack up --config infra/local/store-only.yaml --set mlflow.enabled=false
 	$(BIN)/oneflow bench storage --json; code=$$?; $(BIN)/oneflow stack down --purge; exit $$code
 

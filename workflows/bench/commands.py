@@ -9,22 +9,34 @@ from workflows.errors import UsageError
 from workflows.output import AsJson, print_json
 
 BENCHMARKS = {
+    "train-step": "workflows.bench.train_step:run",
+    "sample": "workflows.bench.sample:run",
+    "packing": "workflows.bench.packing:run",
+    "vocab-loss": "workflows.bench.vocab_loss:run",
+    "targets": "workflows.bench.targets:run",
+    "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
+ON_A_DEVICE = ("train-step", "sample", "vocab-loss", "peer-transfusion")
+"""Those that can measure a GPU."""
 
 
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     runs: Annotated[int, typer.Option(help="Repetitions; the median is told.", min=1)] = 5,
+    device: Annotated[str, typer.Option(help=f"cpu, or cuda for {', '.join(ON_A_DEVICE)}.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure something of ours and a peer on this machine."""
     if name not in BENCHMARKS:
         raise UsageError(f'benchmark "{name}"', "there is no such one", f"known: {', '.join(BENCHMARKS)}")
     module, function = BENCHMARKS[name].split(":")
-    result = getattr(import_module(module), function)(runs)
+    if device != "cpu" and name not in ON_A_DEVICE:
+        raise UsageError(f"--device {device}", f"{name} measures the CPU alone", "leave it out")
+    where = {"device": device} if name in ON_A_DEVICE else {}
+    result = getattr(import_module(module), function)(runs, **where)
     for key, value in result.summary().items():
-        typer.echo(f"{key:<10} {value}")
+        typer.echo(f"{key:<22} {value}")
     if as_json:
         print_json(result.to_json())

@@ -1,50 +1,48 @@
-"""Documents for benchmarks: token ids drawn at random, with random latents and features; nothing is read."""
+"""Documents of the shapes corpus in memory, with random latents and features of the embedded encoders' shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from oneflow_core.data.shard import Sample
-from oneflow_core.document import Document, ImageSegment, Role, TextSegment
+from oneflow_core.document import Document, ImageSegment, Segment, TextSegment
+from oneflow_core.shapes import ask, caption, sample_in_split, sample_story
+
+LATENT, FEATURES = (16, 8, 8), (16, 128)
+"""Of an image of 64 pixels: 16 patches of 2 x 2, or 16 features."""
+KINDS = ("captions", "questions", "stories")
+MIXTURES: Mapping[str, Mapping[str, float]] = {
+    "shapes": {"captions": 13.0, "questions": 3.0, "stories": 1.0},
+    "captions": {"captions": 1.0},
+    "stories": {"stories": 1.0},
+}
+"""Kinds of documents with their weights; `shapes` is the demo's corpus."""
 
 
-class Ids:
-    """A tokenizer of texts that are lists of ids; what it has seen it knows by heart."""
-
-    bos_id, image_id = 0, 1
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self._known: dict[str, list[int]] = {}
-
-    def encode(self, text: str) -> list[int]:
-        """`7 3` -> [7, 3]."""
-        if text not in self._known:
-            self._known[text] = [int(word) for word in text.split()]
-        return self._known[text]
+def draw(kind: str, number: int, seed: int) -> Sample:
+    """Document `number` of a kind, as `oneflow corpus synth` would make it."""
+    rng = np.random.default_rng([seed, KINDS.index(kind), number])
+    segments = _segments(kind, rng)
+    images = sum(isinstance(segment, ImageSegment) for segment in segments)
+    document = Document(f"{kind}-{number}", kind, "CC0-1.0", segments)
+    return Sample(
+        document,
+        tuple(rng.standard_normal(LATENT).astype(np.float16) for _ in range(images)),
+        tuple(rng.standard_normal(FEATURES).astype(np.float16) for _ in range(images)),
+    )
 
 
-def text(rng: np.random.Generator, length: int, vocab: int, role: Role = "auto") -> TextSegment:
-    """A text of `length` ids."""
-    return TextSegment(" ".join(map(str, rng.integers(2, vocab, length))), role)
-
-
-def sample(
-    segments: Sequence[TextSegment | ImageSegment],
-    rng: np.random.Generator,
-    *,
-    channels: int = 16,
-    side: int = 32,
-    features: tuple[int, int] = (0, 0),
-) -> Sample:
-    """A document of these segments; each image has a latent [channels, side, side] and features [count, width]."""
-    document = Document(f"bench-{rng.integers(1 << 62):x}", "bench", "CC0-1.0", tuple(segments))
-    images = len(document.images)
-    latents = tuple(rng.standard_normal((channels, side, side)).astype(np.float16) for _ in range(images))
-    shown = tuple(rng.standard_normal(features).astype(np.float16) for _ in range(images))
-    return Sample(document, latents, shown)
-
-
-def image(side: int, role: Role = "auto") -> ImageSegment:
-    """An image of `side` pixels."""
-    return ImageSegment("00" * 32, side, side, role)
+def _segments(kind: str, rng: np.random.Generator) -> tuple[Segment, ...]:
+    picture = "0" * 64, 64, 64
+    if kind == "stories":
+        texts = sample_story(rng, "train").texts
+        return tuple(s for text in texts for s in (TextSegment(text), ImageSegment(*picture)))
+    scene = sample_in_split(rng, "train")
+    if kind == "captions":
+        return TextSegment(caption(scene, rng)), ImageSegment(*picture)
+    question = ask(scene, rng)
+    return (
+        ImageSegment(*picture, "prompt"),
+        TextSegment(question.text, "prompt"),
+        TextSegment(question.answer, "target"),
+    )

@@ -20,7 +20,7 @@ from oneflow_core.model.attention import AttentionPlan
 from oneflow_core.objectives import Objective, ObjectiveConfig, build_objective
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Example, Pack, collate
-from workflows.bench.documents import Ids, image, sample, text
+from workflows.bench.random_documents import Ids, image, sample, text
 from workflows.bench.result import Result
 
 CONCURRENT = TaskMixture(concurrent=1.0, prompt_dropout=0.0)
