@@ -11,6 +11,7 @@ from workflows.output import AsJson, print_json
 BENCHMARKS = {
     "train-step": "workflows.bench.train_step:run",
     "sample": "workflows.bench.sample:run",
+    "mfu": "workflows.bench.mfu:run",
     "packing": "workflows.bench.packing:run",
     "vocab-loss": "workflows.bench.vocab_loss:run",
     "targets": "workflows.bench.targets:run",
@@ -18,7 +19,7 @@ BENCHMARKS = {
     "storage": "workflows.bench.storage:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "vocab-loss", "peer-transfusion")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion")
 """Those that can measure a GPU."""
 
 

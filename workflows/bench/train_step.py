@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from oneflow_core.data.shard import Sample
 from oneflow_core.model import ModelConfig, OneFlowModel
@@ -20,6 +19,7 @@ from oneflow_core.model.attention import AttentionPlan
 from oneflow_core.objectives import Objective, ObjectiveConfig, build_objective
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Example, Pack, collate
+from workflows.bench.flops import flop_counter
 from workflows.bench.random_documents import Ids, image, sample, text
 from workflows.bench.result import Result
 
@@ -92,7 +92,7 @@ class Side:
 
     def flops(self, documents: Sequence[Sample], seeds: Sequence[int]) -> float:
         """FLOPs a document of a step, the mean over corruptions."""
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             for seed in seeds:
                 self.step(documents, seed)
         return counter.get_total_flops() / len(seeds) / len(documents)

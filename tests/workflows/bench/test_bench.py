@@ -42,6 +42,7 @@ def test_what_measures_the_method_imports_no_platform() -> None:
     modules = (
         "train_step",
         "sample",
+        "mfu",
         "packing",
         "vocab_loss",
         "targets",
