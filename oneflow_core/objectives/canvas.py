@@ -64,6 +64,8 @@ class Copy:
     pair_token_K: NDArray[np.int64]
     patches: Patches
     clock: float
+    spurious_S: NDArray[np.int64] | None = None
+    """As `Example.spurious_S`."""
 
 
 class Canvas:
@@ -144,6 +146,7 @@ class Canvas:
         slots_C = np.array([len(c.count_S) for c in copies])
         offsets = np.cumsum(slots_C) - slots_C
         clock_C = np.array([c.clock for c in copies])
+        spurious = [c.spurious_S for c in copies if c.spurious_S is not None]
         return Example(
             layout,
             np.concatenate([c.count_S for c in copies]),
@@ -161,6 +164,7 @@ class Canvas:
             weight_C=np.ones(len(copies)),
             text_targets=targets * len(copies),
             causal=self.model.objective == "transfusion",
+            spurious_S=np.concatenate(spurious) if len(spurious) == len(copies) else None,
         )
 
     def _features(self, task: Task, sample: Sample) -> tuple[Float32, NDArray[np.int64], NDArray[np.int64]]:

@@ -158,7 +158,12 @@ class Media:
         return np.where(then > 1 - 1e-9, 1.0, then)
 
     def generation(
-        self, b: int, made: Elements, born: NDArray[np.float64], born_step: NDArray[np.int64]
+        self,
+        b: int,
+        made: Elements,
+        born: NDArray[np.float64],
+        born_step: NDArray[np.int64],
+        deleted: int = 0,
     ) -> Generation:
         """Document b from its generated elements, in order."""
         segments: list[tuple[int, ...] | NDArray[np.float32]] = []
@@ -173,7 +178,8 @@ class Media:
             else:
                 segments.append(tuple(made.token_E[run].tolist()))
         passes = int(self.passes_B[b])
-        trace = Trace(tuple(made.token_E.tolist()), tuple(born.tolist()), tuple(born_step.tolist()), passes)
+        times, steps = tuple(born.tolist()), tuple(born_step.tolist())
+        trace = Trace(tuple(made.token_E.tolist()), times, steps, passes, deleted)
         return Generation(tuple(segments), trace)
 
 

@@ -104,6 +104,8 @@ class Trace:
     """Step number of the insertion."""
     passes: int
     """Forward passes until this document was done."""
+    deleted: int = 0
+    """Elements that were inserted and taken out again; they are not among the others."""
 
 
 @dataclass(frozen=True)

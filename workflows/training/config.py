@@ -66,6 +66,8 @@ class ObjectiveSettings(Config):
     """Corruptions of a document in one example; with model.dims.prompt_attention=prefix they share its prompt."""
     masked_length: int = Field(64, ge=1)
     """For masked: length that texts are filled up to with the end symbol, which is what it can write at most."""
+    spurious: float = Field(0.1, ge=0)
+    """Wrong tokens put into a text for each kept one, so that taking out is learnt; with model.dims.counts=free."""
 
 
 class CorpusSettings(Config):
