@@ -111,6 +111,10 @@ class OneFlowObjective:
         times_I = (
             image_times(clock, births_I) if interleaved else self._canvas.image_times(len(births_I), rng)
         )
+        if task.reencoded:
+            complete_E = kept.kind_E == IMAGE
+            complete_E[complete_E] = times_I[kept.block_E[complete_E]] >= 1
+            kept = self._canvas.as_read(task, kept, complete_E)
         patches = self._canvas.noised(task, sample, kept.block_E[kept.kind_E == IMAGE], times_I, rng)
         spurious_S = None if spurious_E is None else labels(kept, spurious_E[keep_E])
         return Copy(kept, *_missing(clean, keep_E, kept), patches, clock, spurious_S)

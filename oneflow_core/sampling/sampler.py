@@ -18,7 +18,7 @@ from oneflow_core.sampling.draw import draw, first, guided
 from oneflow_core.sampling.forward import Batch, build_batch
 from oneflow_core.sampling.prefix import PrefixCache
 from oneflow_core.sampling.state import Gaps, State
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 SHORTEST = 4
 """An adaptive step is at least this part of a whole one, so that passes stay bounded."""
@@ -31,8 +31,10 @@ class InsertionSampler:
     differences that batching makes inside the network.
     """
 
-    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int) -> None:
-        self.model, self.bos_id, self.image_id = model, bos_id, image_id
+    def __init__(
+        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
+    ) -> None:
+        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
 
     @torch.inference_mode()
     def generate(
@@ -49,7 +51,7 @@ class InsertionSampler:
             observe: called with the running state after every pass.
         """
         config = config or SamplerConfig()
-        state = State(requests, config, self.model.config, self.bos_id, self.image_id)
+        state = State(requests, config, self.model.config, self.bos_id, self.image_id, self.reencode)
         device = next(self.model.parameters()).device
         prefixes = PrefixCache(self.model, state, state.elements) if self._keeps(config) else None
         while state.active_B.any():

@@ -15,7 +15,7 @@ from torch import Tensor
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.sampling.media import Media
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 
 @dataclass
@@ -44,8 +44,9 @@ class State(Media):
         model: ModelConfig,
         bos_id: int,
         image_id: int,
+        reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model, bos_id, image_id)
+        super().__init__(requests, config, model, bos_id, image_id, reencode)
         self.text_time_B = np.array([1.0 if r.target == "image" else 0.0 for r in requests])
         self.flush_B = np.array([0 if r.target == "image" else config.flush for r in requests])
         self.changed_B = np.ones(len(requests), bool)

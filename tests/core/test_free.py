@@ -15,25 +15,11 @@ from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import collate
 from oneflow_core.sampling import InsertionSampler, Request, SamplerConfig
 from oneflow_core.sampling.state import State
-from tests.core.networks import GRID, mixed_requests, random_model
+from tests.core.networks import GRID, aligned, mixed_requests, random_model
 from tests.core.words import TINY, WordTokenizer, sample, text
 
 FREE = replace(TINY, counts="free")
 PLAIN = TaskMixture(concurrent=0.0, text_to_image=0.0, prompt_dropout=0.0, story_prompt=0.0)
-
-
-def aligned(shown: list[int], answer: list[int]) -> list[int]:
-    """Place in the answer of each shown token, or -1 for those outside a longest common subsequence."""
-    best: list[list[tuple[int, ...]]] = [[()] * (len(answer) + 1) for _ in range(len(shown) + 1)]
-    for i in reversed(range(len(shown))):
-        for j in reversed(range(len(answer))):
-            if shown[i] == answer[j]:
-                best[i][j] = (i * len(answer) + j, *best[i + 1][j + 1])
-            best[i][j] = max(best[i][j], best[i + 1][j], best[i][j + 1], key=len)
-    place = [-1] * len(shown)
-    for pair in best[0][0]:
-        place[pair // len(answer)] = pair % len(answer)
-    return place
 
 
 class Clumsy(nn.Module):

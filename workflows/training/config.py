@@ -31,6 +31,8 @@ class MixtureSettings(Config):
     """Share of examples whose prompt is dropped, for classifier-free guidance (Edit Flows: 0.1)."""
     story_prompt: float = Field(0.3, ge=0, le=1)
     """Share of interleaved documents whose first text is given as the prompt."""
+    reencoded: float = Field(0.0, ge=0, le=1)
+    """Share of interleaved documents whose finished images are shown as features, for sampling with reencode."""
 
 
 class ObjectiveSettings(Config):
