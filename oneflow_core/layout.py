@@ -1,10 +1,10 @@
 """How a state becomes tokens: training and sampling lay documents out by this one code.
 
 An *element* is what insertion works on: a text token, a generated image (its anchor token `<|image|>` followed by
-its latent patches) or a prompt image (anchor followed by understanding features). One element, one slot; the slot
-of an image is read at its anchor. All arrays are flat over documents, in reading order.
+its latent patches) or an image that is read, given or finished (anchor followed by understanding features). One
+element, one slot; the slot of an image is read at its anchor. All arrays are flat over documents, in reading order.
 
-Shapes: E elements, T tokens, S slots, I generated images, N their patches, U prompt images, M their features.
+Shapes: E elements, T tokens, S slots, I generated images, N their patches, U images that are read, M their features.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Elements:
     token_E: IntArray
     """Token id; the anchor's id for both kinds of image."""
     block_E: IntArray
-    """Index of the image among generated images (IMAGE) or among prompt images (FEATURES), else -1."""
+    """Index of the image among generated images (IMAGE) or among images that are read (FEATURES), else -1."""
     prompt_E: BoolArray
     """Given, not generated: never corrupted, no loss."""
     slot_E: BoolArray
@@ -159,7 +159,10 @@ class Layout:
     image_I: IntArray
     """`block_E` of the generated images, in the order in which their patches stand in `patch_N`."""
     feature_M: IntArray
-    prompt_image_U: IntArray
+    read_image_U: IntArray
+    """`block_E` of the images that are read, in the order in which their features stand in `feature_M`."""
+    read_copy_U: IntArray
+    """`copy_E` of the images that are read."""
 
 
 def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> Layout:
@@ -168,15 +171,15 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
     Args:
         elements: the state.
         patches_I: latent patches of every generated image, indexed by `block_E`.
-        features_U: understanding features of every prompt image, indexed by `block_E`.
+        features_U: understanding features of every image that is read, indexed by `block_E`.
     """
     if not elements.kind_E.any():
         return _lay_out_tokens(elements)
-    image_E, prompt_image_E = elements.kind_E == IMAGE, elements.kind_E == FEATURES
-    image_I, prompt_image_U = elements.block_E[image_E], elements.block_E[prompt_image_E]
+    image_E, read_E = elements.kind_E == IMAGE, elements.kind_E == FEATURES
+    image_I, read_image_U = elements.block_E[image_E], elements.block_E[read_E]
     length_E = np.ones(len(elements), np.int64)
     length_E[image_E] += patches_I[image_I]
-    length_E[prompt_image_E] += features_U[prompt_image_U]
+    length_E[read_E] += features_U[read_image_U]
     start_E = np.cumsum(length_E) - length_E
     total = int(length_E.sum())
     element_T = np.repeat(np.arange(len(elements)), length_E)
@@ -195,7 +198,8 @@ def lay_out(elements: Elements, patches_I: IntArray, features_U: IntArray) -> La
         patch_N=np.flatnonzero(~anchor_T & (kind_T == IMAGE)),
         image_I=image_I,
         feature_M=np.flatnonzero(~anchor_T & (kind_T == FEATURES)),
-        prompt_image_U=prompt_image_U,
+        read_image_U=read_image_U,
+        read_copy_U=elements.copy_E[read_E],
     )
 
 
@@ -214,7 +218,8 @@ def _lay_out_tokens(elements: Elements) -> Layout:
         patch_N=none,
         image_I=none,
         feature_M=none,
-        prompt_image_U=none,
+        read_image_U=none,
+        read_copy_U=none,
     )
 
 

@@ -49,6 +49,8 @@ class Example:
     summed over the batch."""
     causal: bool = False
     """Whether an element sees nothing after itself."""
+    spurious_S: NDArray[np.int64] | None = None
+    """Whether each slot's own element does not belong to the document: 1 or 0, -1 where nobody asks; None: nowhere."""
 
     @property
     def flow_N(self) -> NDArray[np.bool_]:
@@ -83,6 +85,8 @@ class Pack:
     texts: int
     """Corruptions of documents with text targets."""
     documents: int
+    spurious_S: Tensor | None = None
+    """As in `Example`."""
 
     @property
     def tokens(self) -> int:
@@ -142,7 +146,13 @@ def collate(examples: Sequence[Example]) -> Pack:
         sum(e.text_targets for e in examples),
         sum(len(e.clock_C) for e in examples if e.text_targets),
         len(examples),
+        _spurious(examples),
     )
+
+
+def _spurious(examples: Sequence[Example]) -> Tensor | None:
+    parts = [e.spurious_S for e in examples if e.spurious_S is not None]
+    return _tensor(np.concatenate(parts)) if len(parts) == len(examples) else None
 
 
 def _text_times(example: Example) -> Float32:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from oneflow_core.images import fit
 from oneflow_core.model_directory import ModelParts, load, save
@@ -58,7 +59,8 @@ class OneFlowPipeline:
         self.identity: Facts = {"name": "", "version": "", "run_id": "", **(identity or {})}
         model, tokenizer = parts.model, parts.tokenizer
         self.defaults = _with(SamplerConfig(), parts.sampler)
-        self.sampler = build_sampler(model, bos_id=tokenizer.bos_id, image_id=tokenizer.image_id)
+        ids = {"bos_id": tokenizer.bos_id, "image_id": tokenizer.image_id}
+        self.sampler = build_sampler(model, **ids, reencode=lambda z: self._features(parts.codec.decode(z)))
 
     @classmethod
     def from_pretrained(
@@ -128,8 +130,7 @@ class OneFlowPipeline:
         """Prompts as token ids and understanding features; all images are encoded together."""
         size = self.parts.image_size
         images = [fit(s, size) for p in prompts for s in p.segments if not isinstance(s, str)]
-        # Training sees features as shards hold them, in float16.
-        encoded = self.parts.encoder.encode(np.stack(images)).half().float().numpy() if images else ()
+        encoded = self._features(np.stack(images)).numpy() if images else ()
         features = iter(encoded)
         side = size // (self.parts.codec.downsample * self.parts.model.config.patch)
         return [
@@ -144,6 +145,10 @@ class OneFlowPipeline:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
+
+    def _features(self, images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
+        """Understanding features [N, P, dim] as training sees them, which is as shards hold them, in float16."""
+        return self.parts.encoder.encode(images_NHWC).half().float()
 
     def _documents(self, generations: Sequence[Generation]) -> list[GeneratedDocument]:
         from PIL import Image

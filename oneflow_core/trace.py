@@ -33,11 +33,12 @@ class Birth:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Insertions in reading order, births of images, and forward passes taken."""
+    """Insertions in reading order, births of images, forward passes taken, and tokens taken out again."""
 
     insertions: tuple[Insertion, ...]
     images: tuple[Birth, ...]
     passes: int
+    deleted: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,6 +46,7 @@ class Trace:
             "insertions": [asdict(i) for i in self.insertions],
             "images": [asdict(i) for i in self.images],
             "passes": self.passes,
+            "deleted": self.deleted,
         }
 
 
@@ -66,7 +68,7 @@ def decode_trace(trace: TokenTrace, tokenizer: Tokenizer) -> Trace:
         images.append(Birth(segment, trace.time[index], trace.step[index]))
         segment += 1
     insertions += _pieces(trace, run, segment, tokenizer)
-    return Trace(tuple(insertions), tuple(images), trace.passes)
+    return Trace(tuple(insertions), tuple(images), trace.passes, trace.deleted)
 
 
 def _pieces(trace: TokenTrace, run: Sequence[int], segment: int, tokenizer: Tokenizer) -> list[Insertion]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from oneflow_core.precision import widen
 
 FireRule = Literal["gate", "mean", "exact"]
-Counts = Literal["gated", "plain"]
+Counts = Literal["gated", "plain", "free"]
 
 PI_LOGIT_AT_START = 0.6931
 """logit of P(no token missing) = 2/3, its mean over t ~ U[0, 1] (METHOD 7.6)."""
@@ -25,6 +25,8 @@ RATE_BIAS_AT_START = 1.8546
 """softplus^-1(2): E[k | k > 0] = 3 over t ~ U[0, 1] (METHOD 7.6)."""
 PLAIN_BIAS_AT_START = 0.5413
 """softplus^-1(1): E[k] = 1 over t ~ U[0, 1] (METHOD 7.6)."""
+DELETE_LOGIT_AT_START = -2.3026
+"""logit of 1/11, the share of spurious elements where there are 0.1 for each that belongs."""
 
 
 def left_neighbours(keep_E: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -70,22 +72,43 @@ def insertion_terms(
         weight_S: weight of each slot; None: 1.
         weight_M: weight of each missing element; None: 1.
         counts: "gated" as above; "plain" is the Poisson loss of the total rate (1 - pi) lambda_nonzero at every slot,
-            without the loss of pi, whose optimum is E[k] (Edit Flows; METHOD 7.1).
+            without the loss of pi, whose optimum is E[k] (Edit Flows; METHOD 7.1); "free" counts nothing: tokens and
+            pi alone, with `deletion_loss` beside them.
     """
     log_rate, pi_logit, nll = widen(rate_S).log(), widen(pi_logit_S), widen(token_nll_M)
     count = count_S.to(log_rate.dtype)
     missing = (count > 0).to(log_rate.dtype)
     weight = torch.ones_like(count) if weight_S is None else weight_S.to(log_rate.dtype)
     tokens = (nll if weight_M is None else nll * weight_M.to(nll.dtype)).sum()
+    none = tokens.new_zeros(())
     if counts == "plain":
         log_rate = log_rate + F.logsigmoid(-pi_logit)
-        counted, zero = weight, tokens.new_zeros(())
+        counted, zero = weight, none
     else:
         counted = missing * weight
         zero = F.binary_cross_entropy_with_logits(pi_logit, 1 - missing, weight=weight, reduction="sum")
+    if counts == "free":
+        return InsertionTerms(tokens, none, zero, none)
     poisson = (log_rate.exp() - count * log_rate) * counted
     least = (count - torch.xlogy(count, count)) * counted
     return InsertionTerms(tokens, poisson.sum(), zero, (poisson - least).sum().detach())
+
+
+def deletion_loss(delete_logit_S: Tensor, spurious_S: Tensor, weight_S: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of which elements do not belong to the document, summed, in float32; a scalar (ours).
+
+    Args:
+        delete_logit_S: logit of the probability that the slot's own element does not belong.
+        spurious_S: 1 where it does not, 0 where it does, -1 where nobody asks (prompts, images).
+        weight_S: weight of each slot; None: 1.
+    """
+    weight = (spurious_S >= 0).float()
+    return F.binary_cross_entropy_with_logits(
+        delete_logit_S.float(),
+        spurious_S.clamp(min=0).float(),
+        weight=weight if weight_S is None else weight * weight_S.float(),
+        reduction="sum",
+    )
 
 
 def fire_probability(pi_S: Tensor, rate_S: Tensor, arrival_S: Tensor, rule: FireRule = "gate") -> Tensor:

@@ -65,7 +65,8 @@ class ModelConfig:
     themselves alone, so that their keys and values are computed once for all steps and copies (ours)."""
     counts: Counts = "gated"
     """What the count head says of a gap: pi and lambda_nonzero (the paper), or a plain Poisson rate (Edit Flows), from
-    which pi = exp(-lambda) and lambda_nonzero = lambda / (1 - pi) follow."""
+    which pi = exp(-lambda) and lambda_nonzero = lambda / (1 - pi) follow; or free (ours): pi without any count, and
+    for each element the probability that it does not belong to the document, so that mistakes can be taken out."""
     text_time: bool = False
     """Tells the trunk the text's time through adaptive norms, zero at the start (AdaLN); off for the paper's network,
     which is blind to it and for which length is an approximation (METHOD 7.2)."""
@@ -83,6 +84,7 @@ class ModelConfig:
         for name, value, known in (
             ("objective", self.objective, get_args(ObjectiveKind)),
             ("prompt_attention", self.prompt_attention, get_args(PromptAttention)),
+            ("counts", self.counts, get_args(Counts)),
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is none of: {', '.join(known)}")

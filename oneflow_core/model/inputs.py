@@ -85,3 +85,5 @@ class ModelOutputs:
     """-log Q(token) of each given pair."""
     image_ND: Tensor
     """The image head at every patch: velocity or clean latent, as the config says."""
+    delete_logit_S: Tensor | None = None
+    """logit of P(the slot's own element does not belong to the document), where counts are free."""

@@ -84,4 +84,4 @@ class OneFlowModel(nn.Module):
         else:
             nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
         image_ND = self.image_head(hidden_TD[inputs.patch_N], skips)
-        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND)
+        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND, self.heads.deletions(hidden_SD))

@@ -6,7 +6,7 @@ Shapes as in `layout`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +64,8 @@ class Copy:
     pair_token_K: NDArray[np.int64]
     patches: Patches
     clock: float
+    spurious_S: NDArray[np.int64] | None = None
+    """As `Example.spurious_S`."""
 
 
 class Canvas:
@@ -125,6 +127,14 @@ class Canvas:
         noisy_ND, clean_ND, noise_ND = (np.concatenate(x) for x in (noisy, clean, noise))
         return Patches(noisy_ND, clean_ND, noise_ND, time_N, grid_N2)
 
+    def as_read(self, task: Task, elements: Elements, read_E: NDArray[np.bool_]) -> Elements:
+        """Elements with these generated images as features; their blocks follow those of the given images."""
+        return replace(
+            elements,
+            kind_E=np.where(read_E, FEATURES, elements.kind_E),
+            block_E=elements.block_E + np.where(read_E, task.prompt_images, 0),
+        )
+
     def example(
         self, task: Task, sample: Sample, shared: Elements | None, copies: Sequence[Copy], targets: int
     ) -> Example:
@@ -137,11 +147,15 @@ class Canvas:
             if number:
                 copy.elements.copy_E = np.full(len(copy.elements), number)
             parts.append(copy.elements)
-        shown, feature_grid_M2, features_U = self._features(task, sample)
+        features = self._features(task, sample)
+        sizes_U = np.array([len(f) for f in features], np.int64)
+        layout = lay_out(join(parts) if len(parts) > 1 else parts[0], counts, sizes_U)
+        feature_MD, feature_grid_M2 = self._shown([features[u] for u in layout.read_image_U])
         slots = [len(c.count_S) for c in copies]
         offsets = np.cumsum([0, *slots[:-1]]).tolist()
+        spurious = [c.spurious_S for c in copies if c.spurious_S is not None]
         return Example(
-            lay_out(join(parts) if len(parts) > 1 else parts[0], counts, features_U),
+            layout,
             _joined([c.count_S for c in copies]),
             _joined(
                 [c.pair_slot_K + o if o else c.pair_slot_K for c, o in zip(copies, offsets, strict=True)]
@@ -152,29 +166,35 @@ class Canvas:
             noise_ND=_joined([c.patches.noise_ND for c in copies]),
             time_N=_joined([c.patches.time_N for c in copies]),
             patch_grid_N2=_joined([c.patches.grid_N2 for c in copies]),
-            feature_MD=shown,
+            feature_MD=feature_MD,
             feature_grid_M2=feature_grid_M2,
             copy_S=np.arange(len(copies)).repeat(slots),
             clock_C=np.array([c.clock for c in copies]),
             weight_C=np.ones(len(copies)),
             text_targets=targets * len(copies),
             causal=self.model.objective == "transfusion",
+            spurious_S=np.concatenate(spurious) if len(spurious) == len(copies) else None,
         )
 
-    def _features(self, task: Task, sample: Sample) -> tuple[Float32, NDArray[np.int64], NDArray[np.int64]]:
-        """Understanding features of the prompt images, their places, and how many each has."""
-        features = [sample.features[p.image] for p in task.parts if p.image >= 0 and p.prompt]
-        sizes = np.array([len(f) for f in features], np.int64)
-        if not features:
-            return np.zeros((0, self.model.feature_dim), np.float32), np.zeros((0, 2), np.int64), sizes
+    def _features(self, task: Task, sample: Sample) -> list[NDArray[np.float16]]:
+        """Understanding features of the given images, and of the generated ones where they are re-encoded."""
+        images = [p for p in task.parts if p.image >= 0]
+        read = [p for p in images if p.prompt] + [p for p in images if task.reencoded and not p.prompt]
+        features = [sample.features[p.image] for p in read]
         for f in features:
             if f.shape[1] != self.model.feature_dim:
                 raise ValueError(
                     f"features are {f.shape[1]} wide, the model takes {self.model.feature_dim}; "
                     "encode the corpus with the understanding encoder that the model is configured for"
                 )
+        return features
+
+    def _shown(self, features: Sequence[NDArray]) -> tuple[Float32, NDArray[np.int64]]:
+        """Features that are shown, in order, and their places."""
+        if not features:
+            return np.zeros((0, self.model.feature_dim), np.float32), np.zeros((0, 2), np.int64)
         places = np.concatenate([feature_grid(len(f)) for f in features])
-        return np.concatenate(features).astype(np.float32), places, sizes
+        return np.concatenate(features).astype(np.float32), places
 
 
 def image_part(

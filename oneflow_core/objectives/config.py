@@ -17,7 +17,7 @@ class ObjectiveConfig:
     """One for all objectives; a field that one of them does not know says so.
 
     Raises:
-        ValueError: copies below 1.
+        ValueError: copies below 1, or spurious elements below 0.
     """
 
     kind: ObjectiveKind = "oneflow"
@@ -54,6 +54,12 @@ class ObjectiveConfig:
     masked_length: int = 64
     """For masked: length that texts are filled up to with the end symbol, which is what it can write at most."""
 
+    spurious: float = 0.1
+    """Mean number of wrong tokens put into a text for each of its kept ones, so that taking out is learnt. For oneflow
+    whose counts are free."""
+
     def __post_init__(self) -> None:
         if self.copies < 1:
             raise ValueError(f"copies {self.copies}: must be at least 1")
+        if self.spurious < 0:
+            raise ValueError(f"spurious {self.spurious}: must not be negative")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from oneflow_core.flows.insertion import insertion_terms, left_neighbours
+from oneflow_core.flows.insertion import deletion_loss, insertion_terms, left_neighbours
 from oneflow_core.flows.schedule import build_schedule, draw_births, hazard, image_times
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
@@ -17,6 +17,7 @@ from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.objectives.canvas import Canvas, Copy, image_part, normaliser_shares
 from oneflow_core.objectives.config import ObjectiveConfig
 from oneflow_core.objectives.protocol import LossOutput, Normalisers
+from oneflow_core.objectives.spurious import labels, spoil
 from oneflow_core.objectives.tasks import Task, choose_task
 from oneflow_core.packing import Example, Pack
 from oneflow_core.sampling.sampler import InsertionSampler
@@ -34,6 +35,8 @@ class OneFlowObjective:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.schedule = build_schedule(config.schedule)
         self._canvas = Canvas(config, model, tokenizer)
+        specials = [tokenizer.bos_id, tokenizer.image_id]
+        self._words = np.setdiff1d(np.arange(tokenizer.vocab_size), specials)
 
     def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
         """As `Objective.corrupt`."""
@@ -54,7 +57,8 @@ class OneFlowObjective:
     def loss(self, model: nn.Module, pack: Pack, normalisers: Normalisers) -> LossOutput:
         """Loss of one pack: [CE + Poisson + BCE] / text normaliser + w * mean squared image error.
 
-        By default a batch-global normaliser replaces the literal 1/n of eq. 7, whose variance is ruinous (METHOD 7.3).
+        Where counts are free: [CE + BCE of pi + BCE of deletion] instead. By default a batch-global normaliser
+        replaces the literal 1/n of eq. 7, whose variance is ruinous (METHOD 7.3).
         """
         return self.score(model(pack.inputs), pack, normalisers)
 
@@ -75,14 +79,16 @@ class OneFlowObjective:
             self.model.counts,
         )
         text = 1 / max(normalisers["text"], 1.0)
-        parts = {
-            "tokens": terms.tokens * text,
-            "rate": terms.rate * text,
-            "zero": terms.zero * text,
-            "image": image_part(outputs, pack, normalisers, self.config, self.model),
-        }
+        parts = {"tokens": terms.tokens * text}
+        if self.model.counts != "free":
+            parts["rate"] = terms.rate * text
+        parts["zero"] = terms.zero * text
+        parts["image"] = image_part(outputs, pack, normalisers, self.config, self.model)
+        if outputs.delete_logit_S is not None and pack.spurious_S is not None:
+            parts["delete"] = deletion_loss(outputs.delete_logit_S, pack.spurious_S, pack.weight_S) * text
         total = torch.stack(list(parts.values())).sum()
-        parts["rate_regret"] = terms.rate_regret * text
+        if self.model.counts != "free":
+            parts["rate_regret"] = terms.rate_regret * text
         return LossOutput(total, {k: v.detach() for k, v in parts.items()})
 
     def sampler(self, model: OneFlowModel) -> InsertionSampler:
@@ -92,15 +98,23 @@ class OneFlowObjective:
     def _copy(self, task: Task, clean: Elements, sample: Sample, rng: np.random.Generator) -> Copy:
         """One corruption: which elements are there at a time, and what is missing."""
         clock, births_E = self._times(task, clean, rng)
-        keep_E = births_E <= clock
-        kept = clean.take(keep_E)
+        keep_E, spurious_E = births_E <= clock, None
         births_I = births_E[clean.kind_E == IMAGE]
+        if self.model.counts == "free":
+            there = float(self.schedule.kappa(np.array(min(1.0, clock))))
+            clean, keep_E, spurious_E = spoil(clean, keep_E, self.config.spurious * there, self._words, rng)
+        kept = clean.take(keep_E)
         interleaved = task.clock == "interleaved"
         times_I = (
             image_times(clock, births_I) if interleaved else self._canvas.image_times(len(births_I), rng)
         )
+        if task.reencoded:
+            complete_E = kept.kind_E == IMAGE
+            complete_E[complete_E] = times_I[kept.block_E[complete_E]] >= 1
+            kept = self._canvas.as_read(task, kept, complete_E)
         patches = self._canvas.noised(task, sample, kept.block_E[kept.kind_E == IMAGE], times_I, rng)
-        return Copy(kept, *_missing(clean, keep_E, kept), patches, clock)
+        spurious_S = None if spurious_E is None else labels(kept, spurious_E[keep_E])
+        return Copy(kept, *_missing(clean, keep_E, kept), patches, clock, spurious_S)
 
     def _times(
         self, task: Task, clean: Elements, rng: np.random.Generator

@@ -25,6 +25,10 @@ class TaskMixture:
     """Share of examples whose prompt is dropped, for classifier-free guidance (not disclosed; Edit Flows 0.1)."""
     story_prompt: float = 0.3
     """Share of interleaved documents whose first text is given as the prompt (ours)."""
+    reencoded: float = 0.0
+    """Share of interleaved documents whose finished images are shown as understanding features, as a sampler with
+    `reencode` shows them (ours; not for masked). The features are those that the shard holds of the real image; those
+    of a round trip through the codec would be nearer to what sampling sees."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,27 @@ class Task:
     clock: Clock
     text_clean: bool
     """The text is given or absent: its clock stands at 1 and it has no loss."""
+    reencoded: bool = False
+    """Finished images are shown as features."""
+
+    @property
+    def prompt_images(self) -> int:
+        """How many images are given."""
+        return sum(part.prompt and part.image >= 0 for part in self.parts)
 
 
 def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generator) -> Task:
     """Decides the roles of a document's `auto` segments (METHOD 3.1)."""
     parts = list(_parts(document))
     clock: Clock = "independent"
+    reencoded = False
     if document.kind == "pair":
         parts = _pair(parts, mixture, rng)
     elif document.kind == "interleaved":
         clock = "interleaved"
         if rng.random() < mixture.story_prompt and parts[0].image < 0:
             parts[0] = Part(parts[0].text, -1, prompt=True)
+        reencoded = mixture.reencoded > 0 and rng.random() < mixture.reencoded
     targets = [p for p in parts if not p.prompt]
     if targets and len(targets) < len(parts) and rng.random() < mixture.prompt_dropout:
         parts = targets
@@ -63,6 +76,7 @@ def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generat
         tuple(parts),
         clock,
         text_clean=all(p.prompt or p.image >= 0 for p in parts) and clock == "independent",
+        reencoded=reencoded,
     )
 
 

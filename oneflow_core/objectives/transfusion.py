@@ -47,8 +47,9 @@ class TransfusionObjective:
         for _ in range(self.config.copies):
             images = int((clean.kind_E == IMAGE).sum())
             times_I = self._canvas.image_times(images, rng)
-            patches = self._canvas.noised(task, sample, np.arange(images), times_I, rng)
-            copies.append(Copy(replace(clean), np.ones_like(slots), slots, following_S, patches, 1.0))
+            shown = self._canvas.as_read(task, clean, _read(clean, rng)) if task.reencoded else replace(clean)
+            patches = self._canvas.noised(task, sample, shown.block_E[shown.kind_E == IMAGE], times_I, rng)
+            copies.append(Copy(shown, np.ones_like(slots), slots, following_S, patches, 1.0))
         targets = int((~clean.prompt_E & (clean.kind_E == TOKEN)).sum())
         return self._canvas.example(task, sample, None, copies, targets)
 
@@ -80,6 +81,20 @@ def score(
     tokens = (outputs.nll_K * pack.weight_K).sum() / max(normalisers["text"], 1.0)
     parts = {"tokens": tokens, "image": image_part(outputs, pack, normalisers, config, model)}
     return LossOutput(torch.stack(list(parts.values())).sum(), {k: v.detach() for k, v in parts.items()})
+
+
+def _read(clean: Elements, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Images of a re-encoded document that are shown as features, without an image loss: those with a text after them.
+
+    Of images that end the document the first few are too, as many as chance has it: when the sampler draws one it
+    shows those before it so, and when it has drawn the last it shows that so, and the end after it must be learnt.
+    """
+    image_E, place_E = clean.kind_E == IMAGE, np.arange(len(clean))
+    last_text = np.flatnonzero((clean.kind_E == TOKEN) & ~clean.prompt_E).max(initial=-1)
+    ending = np.flatnonzero(image_E & (place_E > last_text))
+    read_E = image_E & (place_E < last_text)
+    read_E[ending[: rng.integers(len(ending) + 1)]] = True
+    return read_E
 
 
 def next_tokens(clean: Elements, end_id: int) -> NDArray[np.int64]:

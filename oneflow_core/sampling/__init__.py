@@ -6,7 +6,7 @@ from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.causal import CausalSampler
 from oneflow_core.sampling.masked import MaskedSampler
 from oneflow_core.sampling.sampler import InsertionSampler
-from oneflow_core.sampling.types import Generation, Request, Sampler, SamplerConfig, Trace
+from oneflow_core.sampling.types import Generation, Reencode, Request, Sampler, SamplerConfig, Trace
 
 __all__ = [
     "CausalSampler",
@@ -21,11 +21,16 @@ __all__ = [
 ]
 
 
-def build_sampler(model: OneFlowModel, *, bos_id: int, image_id: int) -> Sampler:
-    """The sampler of the objective that the model was trained under."""
+def build_sampler(
+    model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
+) -> Sampler:
+    """The sampler of the objective that the model was trained under.
+
+    `reencode` takes latents [B, C, h, w] to understanding features [B, P, dim]; `SamplerConfig.reencode` needs it.
+    """
     kinds: dict[str, type[CausalSampler] | type[MaskedSampler] | type[InsertionSampler]] = {
         "oneflow": InsertionSampler,
         "transfusion": CausalSampler,
         "masked": MaskedSampler,
     }
-    return kinds[model.config.objective](model, bos_id=bos_id, image_id=image_id)
+    return kinds[model.config.objective](model, bos_id=bos_id, image_id=image_id, reencode=reencode)

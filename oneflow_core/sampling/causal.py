@@ -22,7 +22,8 @@ from oneflow_core.ragged import runs
 from oneflow_core.sampling.draw import draw, guided
 from oneflow_core.sampling.forward import image_alone
 from oneflow_core.sampling.media import Media
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.reencoding import as_shown, encode_finished
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 
 class CausalState(Media):
@@ -38,8 +39,9 @@ class CausalState(Media):
         model: OneFlowModel,
         bos_id: int,
         image_id: int,
+        reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model.config, bos_id, image_id)
+        super().__init__(requests, config, model.config, bos_id, image_id, reencode)
         weight = model.embedding.weight
         self.cache = KeyValueCache(model.config, device=weight.device, dtype=weight.dtype)
         self.copies = len(requests) * (2 if config.text_guidance else 1)
@@ -102,8 +104,10 @@ class CausalState(Media):
 class CausalSampler:
     """Generates documents with a model of the transfusion objective; see `Sampler`."""
 
-    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int) -> None:
-        self.model, self.bos_id, self.image_id = model, bos_id, image_id
+    def __init__(
+        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
+    ) -> None:
+        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
 
     @torch.inference_mode()
     def generate(
@@ -114,7 +118,7 @@ class CausalSampler:
     ) -> list[Generation]:
         """As `Sampler.generate`: a pass a token, `config.steps` and one a generated image."""
         config = config or SamplerConfig()
-        state = CausalState(requests, config, self.model, self.bos_id, self.image_id)
+        state = CausalState(requests, config, self.model, self.bos_id, self.image_id, self.reencode)
         while any(f is not None for f in state.feed) or (state.drawing_B >= 0).any():
             self._pass(state)
             state.step += 1
@@ -129,7 +133,8 @@ class CausalSampler:
         flowing = [i for b, i in enumerate(state.drawing_B.tolist()) if i >= 0 and not shown_C[b]]
         fed = [f for f in state.feed if f is not None]
         parts = sorted(fed + self._moving(state, flowing), key=lambda e: int(e.document_E[0]))
-        elements = join(parts)
+        encode_finished(state, shown_C[:count])
+        elements = as_shown(state, join(parts))
         layout = lay_out(elements, state.patches_I, state.features_U)
         plan, written_T = self._plan(state, layout, shown_C)
         before = [len(r) for r in state.rows] + [0] * len(flowing)
@@ -184,7 +189,7 @@ class CausalSampler:
         return plan, written_T
 
     def _finish_images(self, state: CausalState, flowing: Sequence[int]) -> None:
-        """A finished image is shown once more, at its last time, unless the document ends with it."""
+        """A finished image is shown once more, at its last time or re-encoded, unless the document ends with it."""
         for block in flowing:
             b = state.image_document[block]
             if state.image_time[block] >= 1 and state.requests[b].target != "image":

@@ -15,6 +15,7 @@ from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.inputs import ModelInputs, to_device
 from oneflow_core.sampling.media import Media
 from oneflow_core.sampling.prefix import PrefixCache, without_prefix
+from oneflow_core.sampling.reencoding import as_shown, encode_finished
 
 
 class Running(Protocol):
@@ -50,11 +51,13 @@ def build_batch(state: Running, device: torch.device, prefixes: PrefixCache | No
 
     The weak copy for image guidance is the image alone after BOS, for text guidance the document without its
     prompt: both are what prompt dropout shows in training. Entropy guidance takes the whole document once more.
-    With `prefixes`, prompts are read from there and are no part of the pass.
+    With `prefixes`, prompts are read from there and are no part of the pass. Images that were finished by now are
+    re-encoded first, where that is on.
     """
     assert isinstance(state, Media)
+    encode_finished(state, state.due_B)
     index_E = np.flatnonzero(state.due_B[state.elements.document_E])
-    full = state.elements.take(index_E)
+    full = as_shown(state, state.elements.take(index_E))
     parts, times, even = _copies(state, full)
     layout = lay_out(join(parts), state.patches_I, state.features_U)
     text_time_T = np.where(layout.copy_T < 0, 1.0, np.concatenate(times)[layout.document_T])

@@ -16,7 +16,7 @@ from oneflow_core.sampling.draw import draw, guided
 from oneflow_core.sampling.forward import Batch, build_batch
 from oneflow_core.sampling.media import Media
 from oneflow_core.sampling.prefix import PrefixCache
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 
 class MaskedState(Media):
@@ -29,8 +29,9 @@ class MaskedState(Media):
         model: ModelConfig,
         bos_id: int,
         image_id: int,
+        reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model, bos_id, image_id)
+        super().__init__(requests, config, model, bos_id, image_id, reencode)
         for request in requests:
             if request.target == "document":
                 raise ValueError(
@@ -69,8 +70,10 @@ class MaskedState(Media):
 class MaskedSampler:
     """Generates documents with a model of the masked objective; see `Sampler`."""
 
-    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int) -> None:
-        self.model, self.bos_id, self.image_id = model, bos_id, image_id
+    def __init__(
+        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
+    ) -> None:
+        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
 
     @torch.inference_mode()
     def generate(
@@ -85,7 +88,7 @@ class MaskedSampler:
             ValueError: a target "document": the places of images cannot be chosen.
         """
         config = config or SamplerConfig()
-        state = MaskedState(requests, config, self.model.config, self.bos_id, self.image_id)
+        state = MaskedState(requests, config, self.model.config, self.bos_id, self.image_id, self.reencode)
         device = next(self.model.parameters()).device
         keeps = config.prefix_cache and self.model.config.prompt_attention == "prefix"
         prefixes = PrefixCache(self.model, state, state.elements) if keeps else None

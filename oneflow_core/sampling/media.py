@@ -1,6 +1,7 @@
 """What the documents of a running batch are made of, whichever sampler runs: their images, features and randomness.
 
-B documents, E elements, I generated images, N their patches, U prompt images. Loops go over documents or images only.
+B documents, E elements, I generated images, N their patches, U images that are read. Loops go over documents or images
+only.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from oneflow_core.layout import (
 from oneflow_core.model.attention import AttentionPlan
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelInputs, ModelOutputs
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Trace
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig, Trace
 
 Moved = Callable[[int], None]
 
 
 class Media:
-    """Requests in the making: every image's patches and time, every document's own random stream."""
+    """Requests in the making: every image's patches and time, every document's own random stream.
+
+    Raises:
+        ValueError: the config says to re-encode and there is no `reencode` to do it.
+    """
 
     def __init__(
         self,
@@ -44,7 +49,14 @@ class Media:
         model: ModelConfig,
         bos_id: int,
         image_id: int,
+        reencode: Reencode | None = None,
     ) -> None:
+        if config.reencode and reencode is None:
+            raise ValueError(
+                "reencode is on, but the sampler was given no way from latents to features; build it with `reencode`, "
+                "as OneFlowPipeline does, or turn it off"
+            )
+        self.reencode = reencode if config.reencode else None
         self.requests, self.config, self.model = list(requests), config, model
         self.bos_id, self.image_id = bos_id, image_id
         self.rng_B = [np.random.default_rng(r.seed) for r in requests]
@@ -52,6 +64,8 @@ class Media:
         self.patches: list[Tensor] = []
         self.image_time: list[float] = []
         self.image_document: list[int] = []
+        self.feature_I: list[int] = []
+        """Where the features of each generated image are in `features`, or -1."""
         self.passes_B = np.zeros(len(requests), np.int64)
         self.step = 0
 
@@ -81,6 +95,7 @@ class Media:
         self.patches.append(torch.from_numpy(noise))
         self.image_time.append(0.0)
         self.image_document.append(b)
+        self.feature_I.append(-1)
         return len(self.patches) - 1
 
     @property
@@ -95,7 +110,7 @@ class Media:
 
     @property
     def features_U(self) -> NDArray[np.int64]:
-        """Understanding features of every prompt image."""
+        """Understanding features of every image that is read."""
         return np.array([len(f) for f in self.features], np.int64)
 
     def inputs(self, layout: Layout, plan: AttentionPlan, text_time_T: NDArray) -> ModelInputs:
@@ -116,9 +131,9 @@ class Media:
             ),
             feature_M=torch.from_numpy(layout.feature_M),
             feature_MD=_cat(
-                [torch.from_numpy(self.features[u]) for u in layout.prompt_image_U], self.model.feature_dim
+                [torch.from_numpy(self.features[u]) for u in layout.read_image_U], self.model.feature_dim
             ),
-            feature_grid_M2=_grids([feature_grid(len(self.features[u])) for u in layout.prompt_image_U]),
+            feature_grid_M2=_grids([feature_grid(len(self.features[u])) for u in layout.read_image_U]),
             logit_slot_R=torch.arange(len(layout.slot_S)),
         )
 
@@ -157,8 +172,18 @@ class Media:
             then = grid.kappa(np.minimum(1.0, grid.inverse(np.minimum(time, 1.0)) + 1 / self.config.steps))
         return np.where(then > 1 - 1e-9, 1.0, then)
 
+    def latent(self, block: int) -> Tensor:
+        """An image as it stands, [C, h, w], in the codec's scale."""
+        rows, cols = self.requests[self.image_document[block]].grid
+        return unpatchify(self.patches[block] * self.model.latent_scale, rows, cols, self.model.patch)
+
     def generation(
-        self, b: int, made: Elements, born: NDArray[np.float64], born_step: NDArray[np.int64]
+        self,
+        b: int,
+        made: Elements,
+        born: NDArray[np.float64],
+        born_step: NDArray[np.int64],
+        deleted: int = 0,
     ) -> Generation:
         """Document b from its generated elements, in order."""
         segments: list[tuple[int, ...] | NDArray[np.float32]] = []
@@ -167,13 +192,12 @@ class Media:
             if not len(run):
                 continue
             if made.kind_E[run[0]] == IMAGE:
-                rows, cols = self.requests[b].grid
-                patches = self.patches[made.block_E[run[0]]] * self.model.latent_scale
-                segments.append(unpatchify(patches, rows, cols, self.model.patch).numpy())
+                segments.append(self.latent(int(made.block_E[run[0]])).numpy())
             else:
                 segments.append(tuple(made.token_E[run].tolist()))
         passes = int(self.passes_B[b])
-        trace = Trace(tuple(made.token_E.tolist()), tuple(born.tolist()), tuple(born_step.tolist()), passes)
+        times, steps = tuple(born.tolist()), tuple(born_step.tolist())
+        trace = Trace(tuple(made.token_E.tolist()), times, steps, passes, deleted)
         return Generation(tuple(segments), trace)
 
 

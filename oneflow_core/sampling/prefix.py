@@ -57,6 +57,7 @@ def without_prefix(layout: Layout) -> tuple[Layout, NDArray[np.int64]]:
     """A layout without prefixes; and for each run that is left the document whose prefix it had, or -1."""
     left_T = layout.copy_T >= 0
     place_T = np.cumsum(left_T) - 1
+    left_M = left_T[layout.feature_M]
     had = np.zeros(int(layout.document_T[-1]) + 1, bool)
     had[layout.document_T[~left_T]] = True
     over_T = {
@@ -68,8 +69,9 @@ def without_prefix(layout: Layout) -> tuple[Layout, NDArray[np.int64]]:
         **over_T,
         slot_S=place_T[layout.slot_S],
         patch_N=place_T[layout.patch_N],
-        feature_M=np.zeros(0, np.int64),
-        prompt_image_U=np.zeros(0, np.int64),
+        feature_M=place_T[layout.feature_M[left_M]],
+        read_image_U=layout.read_image_U[layout.read_copy_U >= 0],
+        read_copy_U=layout.read_copy_U[layout.read_copy_U >= 0],
     )
     document_B = shorter.document_T[runs(shorter.document_T, shorter.copy_T)[0]]
     return shorter, np.where(had[document_B], document_B, -1)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.schedule import arrival_probability, build_schedule
+from oneflow_core.layout import TOKEN
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.draw import draw, first, guided
 from oneflow_core.sampling.forward import Batch, build_batch
 from oneflow_core.sampling.prefix import PrefixCache
 from oneflow_core.sampling.state import Gaps, State
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 SHORTEST = 4
 """An adaptive step is at least this part of a whole one, so that passes stay bounded."""
@@ -30,8 +31,10 @@ class InsertionSampler:
     differences that batching makes inside the network.
     """
 
-    def __init__(self, model: OneFlowModel, *, bos_id: int, image_id: int) -> None:
-        self.model, self.bos_id, self.image_id = model, bos_id, image_id
+    def __init__(
+        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
+    ) -> None:
+        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
 
     @torch.inference_mode()
     def generate(
@@ -48,7 +51,7 @@ class InsertionSampler:
             observe: called with the running state after every pass.
         """
         config = config or SamplerConfig()
-        state = State(requests, config, self.model.config, self.bos_id, self.image_id)
+        state = State(requests, config, self.model.config, self.bos_id, self.image_id, self.reencode)
         device = next(self.model.parameters()).device
         prefixes = PrefixCache(self.model, state, state.elements) if self._keeps(config) else None
         while state.active_B.any():
@@ -76,29 +79,37 @@ class InsertionSampler:
         missing = guided(-outputs.pi_logit_S, count, w).cpu().split(sizes)
         rate = guided(outputs.rate_S.log(), count, w).exp().clamp(min=1).cpu().split(sizes)
         logits = guided(outputs.logits_RV, count, w).split(sizes)
+        delete: tuple[Tensor, ...] | None = None
+        if outputs.delete_logit_S is not None:
+            delete = guided(outputs.delete_logit_S, count, w).cpu().split(sizes)
         for b in np.flatnonzero(state.due_B).tolist():
-            state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b])
+            state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b], delete[b] if delete else None)
             state.changed_B[b] = self.model.config.text_time
 
     def _fire(self, state: State) -> None:
-        """Inserts at most one element into every gap, all at once, decided on the state before the step."""
+        """Inserts at most one element into every gap, and takes out what does not belong where counts are free.
+
+        All at once, decided on the state before the step: an element inserted now is judged at the next pass.
+        """
         element_S = np.flatnonzero(state.active_B[state.elements.document_E] & state.elements.slot_E)
         document_S = state.elements.document_E[element_S]
         then_B = self._next_text_times(state)
-        fired_B = np.zeros(len(state.requests), np.int64)
+        edits_B = np.zeros(len(state.requests), np.int64)
         if len(element_S):
             gaps = [g for b in np.unique(document_S).tolist() if (g := state.gaps_B[b]) is not None]
-            fire_S = self._fires(state, document_S, gaps, then_B)
-            at = np.flatnonzero(fire_S)
+            rho_S = self._arrivals(state, document_S, then_B)
+            at = np.flatnonzero(self._fires(state, document_S, gaps, rho_S))
             logits = torch.cat([g.logits_SV for g in gaps])[at]
             token = self._tokens(state, document_S[at], logits)
+            gone = np.flatnonzero(self._deletions(state, element_S, gaps, rho_S))
             state.insert(element_S[at], token)
-            fired_B = np.bincount(document_S[at], minlength=len(state.requests))
-        for b in np.flatnonzero(fired_B).tolist():
+            state.delete(element_S[gone] + np.searchsorted(at, gone))
+            edits_B = np.bincount(document_S[np.r_[at, gone]], minlength=len(state.requests))
+        for b in np.flatnonzero(edits_B).tolist():
             state.changed_B[b], state.gaps_B[b] = True, None
         flushing = state.text_time_B >= 1
         state.flush_B = np.where(
-            flushing, np.where(fired_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B
+            flushing, np.where(edits_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B
         )
         state.text_time_B = then_B
 
@@ -118,25 +129,43 @@ class InsertionSampler:
             then_B[b] = min(then_B[b], max(due, now_B[b] + (then_B[b] - now_B[b]) / SHORTEST))
         return then_B
 
-    def _fires(
-        self,
-        state: State,
-        document_S: NDArray[np.int64],
-        gaps: Sequence[Gaps],
-        then_B: NDArray[np.float64],
-    ) -> NDArray[np.bool_]:
+    def _arrivals(self, state: State, document_S: NDArray[np.int64], then_B: NDArray[np.float64]) -> Tensor:
+        """rho of each slot's document in this step, float32."""
         time_S = state.text_time_B[document_S]
         schedule = build_schedule(state.config.schedule)
-        rho = torch.from_numpy(arrival_probability(schedule, time_S, then_B[document_S] - time_S)).float()
+        return torch.from_numpy(arrival_probability(schedule, time_S, then_B[document_S] - time_S)).float()
+
+    def _fires(
+        self, state: State, document_S: NDArray[np.int64], gaps: Sequence[Gaps], rho_S: Tensor
+    ) -> NDArray[np.bool_]:
         pi = torch.sigmoid(-torch.cat([g.missing_S for g in gaps]))
         rate = torch.cat([g.rate_S for g in gaps])
-        probability = fire_probability(pi, rate, rho, state.config.fire).numpy()
-        sizes = np.bincount(document_S, minlength=len(state.requests))
-        draws = np.concatenate([rng.random(n) for rng, n in zip(state.rng_B, sizes, strict=True)])
-        flushing = time_S >= 1
+        probability = fire_probability(pi, rate, rho_S, state.config.fire).numpy()
+        draws = self._draws(state, document_S)
+        flushing = state.text_time_B[document_S] >= 1
         fire = np.where(flushing, (pi.numpy() < 0.5) & (state.flush_B[document_S] > 0), draws < probability)
         room_B = state.config.max_tokens - state.generated_tokens()
         return first(fire, document_S, room_B)
+
+    def _deletions(
+        self, state: State, element_S: NDArray[np.int64], gaps: Sequence[Gaps], rho_S: Tensor
+    ) -> NDArray[np.bool_]:
+        """Which slots' own elements are taken out: generated tokens, with probability rho d; at flush where d > 1/2."""
+        logits = [g.delete_S for g in gaps if g.delete_S is not None]
+        if not logits:
+            return np.zeros(len(element_S), bool)
+        e, wrong = state.elements, torch.sigmoid(torch.cat(logits))
+        document_S = e.document_E[element_S]
+        draws = self._draws(state, document_S)
+        flushing = state.text_time_B[document_S] >= 1
+        flush = (wrong.numpy() > 0.5) & (state.flush_B[document_S] > 0)
+        out: NDArray[np.bool_] = np.where(flushing, flush, draws < (wrong * rho_S).numpy())
+        return out & ~e.prompt_E[element_S] & (e.kind_E[element_S] == TOKEN)
+
+    def _draws(self, state: State, document_S: NDArray[np.int64]) -> NDArray[np.float64]:
+        """A uniform number for each entry, from its document's own stream."""
+        sizes = np.bincount(document_S, minlength=len(state.requests))
+        return np.concatenate([rng.random(n) for rng, n in zip(state.rng_B, sizes, strict=True)])
 
     def _tokens(self, state: State, document_F: NDArray[np.int64], logits_FV: Tensor) -> NDArray[np.int64]:
         """One token for each firing gap; an anchor beyond a document's images is not to be drawn."""
@@ -149,8 +178,7 @@ class InsertionSampler:
         logits_FV[:, self.bos_id] = -torch.inf
         plain_FV = logits_FV.clone()
         plain_FV[:, self.image_id] = -torch.inf
-        sizes = np.bincount(document_F, minlength=len(state.requests))
-        draws = np.concatenate([rng.random(n) for rng, n in zip(state.rng_B, sizes, strict=True)])
+        draws = self._draws(state, document_F)
         with_images = torch.where(torch.from_numpy(room_F > 0)[:, None], logits_FV, plain_FV)
         token = draw(with_images, draws, state.config)
         over = (token == self.image_id) & ~first(token == self.image_id, document_F, allowed_B - images_B)

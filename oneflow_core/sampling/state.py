@@ -15,7 +15,7 @@ from torch import Tensor
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.sampling.media import Media
-from oneflow_core.sampling.types import Generation, Request, SamplerConfig
+from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Gaps:
     """Logit of 1 - pi."""
     rate_S: Tensor
     logits_SV: Tensor
+    delete_S: Tensor | None = None
+    """Logit that the slot's own element does not belong, where counts are free."""
 
 
 class State(Media):
@@ -42,8 +44,9 @@ class State(Media):
         model: ModelConfig,
         bos_id: int,
         image_id: int,
+        reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model, bos_id, image_id)
+        super().__init__(requests, config, model, bos_id, image_id, reencode)
         self.text_time_B = np.array([1.0 if r.target == "image" else 0.0 for r in requests])
         self.flush_B = np.array([0 if r.target == "image" else config.flush for r in requests])
         self.changed_B = np.ones(len(requests), bool)
@@ -51,6 +54,7 @@ class State(Media):
         self.elements = self.start()
         self.born_E = np.where(self.elements.prompt_E, -1.0, 0.0)
         self.born_step_E = np.where(self.elements.prompt_E, -1, 0)
+        self.deleted_B = np.zeros(len(requests), np.int64)
 
     @property
     def active_B(self) -> NDArray[np.bool_]:
@@ -96,10 +100,21 @@ class State(Media):
         self.born_E = np.insert(self.born_E, where, self.text_time_B[document])
         self.born_step_E = np.insert(self.born_step_E, where, self.step)
 
+    def delete(self, at: NDArray[np.int64]) -> None:
+        """Takes out the elements `at`; they must be generated tokens."""
+        if not len(at):
+            return
+        self.deleted_B += np.bincount(self.elements.document_E[at], minlength=len(self.requests))
+        left_E = np.ones(len(self.elements), bool)
+        left_E[at] = False
+        self.elements = self.elements.take(left_E)
+        self.born_E, self.born_step_E = self.born_E[left_E], self.born_step_E[left_E]
+
     def finish(self) -> list[Generation]:
         """The documents as they stand."""
         e = self.elements
         mine = [(e.document_E == b) & ~e.prompt_E for b in range(len(self.requests))]
         return [
-            self.generation(b, e.take(m), self.born_E[m], self.born_step_E[m]) for b, m in enumerate(mine)
+            self.generation(b, e.take(m), self.born_E[m], self.born_step_E[m], int(self.deleted_B[b]))
+            for b, m in enumerate(mine)
         ]

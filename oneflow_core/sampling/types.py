@@ -8,11 +8,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from oneflow_core.flows.insertion import FireRule
 from oneflow_core.flows.schedule import build_schedule
 
 Target = Literal["image", "text", "document"]
+Reencode = Callable[[Tensor], Tensor]
+"""Latents [B, C, h, w] as the codec has them to understanding features [B, P, dim]."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class SamplerConfig:
     """Most generated tokens of a document."""
     max_images: int = 4
     """Most generated images of a document."""
+    reencode: bool = False
+    """Shows finished images as the understanding features of what was drawn, as given ones are shown, instead of as
+    patches; for a model that was trained so (`TaskMixture.reencoded`). What comes out are the latents all the same."""
     prefix_cache: bool = True
     """Computes keys and values of prompts once, where the network's prompts attend among themselves alone
     (`prompt_attention` prefix); off computes them at every step, with the same result."""
@@ -104,6 +110,8 @@ class Trace:
     """Step number of the insertion."""
     passes: int
     """Forward passes until this document was done."""
+    deleted: int = 0
+    """Elements that were inserted and taken out again; they are not among the others."""
 
 
 @dataclass(frozen=True)
@@ -133,5 +141,8 @@ class Sampler(Protocol):
             requests: ragged prompts and targets, any mixture.
             config: shared by the batch.
             observe: called with the running state after every pass.
+
+        Raises:
+            ValueError: `config.reencode` for a sampler that was given no way from latents to features.
         """
         ...

@@ -34,3 +34,17 @@ def mixed_requests(documents: bool = True) -> list[Request]:
     ]
     open_ended = [Request((), "document", GRID, 4), Request(((4,),), "document", GRID, 5)]
     return pairs + (open_ended if documents else [])
+
+
+def aligned(shown: list[int], answer: list[int]) -> list[int]:
+    """Place in the answer of each shown token, or -1 for those outside a longest common subsequence."""
+    best: list[list[tuple[int, ...]]] = [[()] * (len(answer) + 1) for _ in range(len(shown) + 1)]
+    for i in reversed(range(len(shown))):
+        for j in reversed(range(len(answer))):
+            if shown[i] == answer[j]:
+                best[i][j] = (i * len(answer) + j, *best[i + 1][j + 1])
+            best[i][j] = max(best[i][j], best[i + 1][j], best[i][j + 1], key=len)
+    place = [-1] * len(shown)
+    for pair in best[0][0]:
+        place[pair // len(answer)] = pair % len(answer)
+    return place

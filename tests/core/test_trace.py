@@ -58,4 +58,5 @@ def test_json_holds_plain_values() -> None:
         "insertions": [{"segment": 0, "start": 0, "text": "a", "time": 0.5, "step": 3}],
         "images": [{"segment": 1, "time": 0.25, "step": 1}],
         "passes": 9,
+        "deleted": 0,
     }

@@ -31,6 +31,8 @@ class MixtureSettings(Config):
     """Share of examples whose prompt is dropped, for classifier-free guidance (Edit Flows: 0.1)."""
     story_prompt: float = Field(0.3, ge=0, le=1)
     """Share of interleaved documents whose first text is given as the prompt."""
+    reencoded: float = Field(0.0, ge=0, le=1)
+    """Share of interleaved documents whose finished images are shown as features, for sampling with reencode."""
 
 
 class ObjectiveSettings(Config):
@@ -66,6 +68,8 @@ class ObjectiveSettings(Config):
     """Corruptions of a document in one example; with model.dims.prompt_attention=prefix they share its prompt."""
     masked_length: int = Field(64, ge=1)
     """For masked: length that texts are filled up to with the end symbol, which is what it can write at most."""
+    spurious: float = Field(0.1, ge=0)
+    """Wrong tokens put into a text for each kept one, so that taking out is learnt; with model.dims.counts=free."""
 
 
 class CorpusSettings(Config):

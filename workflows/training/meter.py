@@ -15,6 +15,7 @@ PART_NAMES = {
     "tokens": "text/ce",
     "rate": "text/rate",
     "zero": "text/zero",
+    "delete": "text/delete",
     "rate_regret": "text/rate_regret",
     "image": "image/mse",
 }
