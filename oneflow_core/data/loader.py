@@ -37,6 +37,7 @@ class Sized(Protocol):
 
 E = TypeVar("E", bound=Sized)
 P = TypeVar("P")
+Prepare = Callable[[Sample, np.random.Generator], E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class Loader(Generic[E, P]):
     Args:
         corpora: manifests with weights; names must differ.
         prepare: makes an example of a sample with the generator given; must depend on nothing else.
+        prepare_at: what takes the place of `prepare` at a global step, from 0; None: always `prepare`. It is asked for
+            steps up to `read_ahead` + 1 after the one handed out last, perhaps in another thread.
         collate: makes a pack of examples; their lengths sum to at most `config.tokens`.
 
     Raises:
@@ -124,13 +127,15 @@ class Loader(Generic[E, P]):
         *,
         rank: int = 0,
         world_size: int = 1,
-        prepare: Callable[[Sample, np.random.Generator], E],
+        prepare: Prepare[E],
+        prepare_at: Callable[[int], Prepare[E]] | None = None,
         collate: Callable[[list[E]], P],
     ) -> None:
         if config.lanes % world_size:
             raise LaneError(f"{world_size} workers do not divide {config.lanes} lanes; change one of them")
         self.config, self.stats = config, LoaderStats()
-        self._prepare, self._collate = prepare, collate
+        self._prepare_at, self._collate = prepare_at or (lambda _: prepare), collate
+        self._step = 0
         self._lanes = range(rank, config.lanes, world_size)
         self._sources = {c.manifest.name: _source(c.manifest, config) for c in corpora}
         if len(self._sources) != len(corpora):
@@ -155,7 +160,7 @@ class Loader(Generic[E, P]):
     def state_dict(self) -> dict[str, Any]:
         """What this worker's lanes consumed; join those of all workers with `join_states`."""
         lanes = {str(lane): dict(counts) for lane, counts in self._consumed.items()}
-        return {**self._identity(), "lanes": lanes}
+        return {**self._identity(), "step": self._step, "lanes": lanes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state`, which must hold this worker's lanes (it may hold all); iterate anew afterwards.
@@ -167,6 +172,7 @@ class Loader(Generic[E, P]):
             if state.get(key) != ours:
                 found = f"the state has {key} {state.get(key)!r}, the run asks for {ours!r}"
                 raise LaneError(f"{found}; resume with the config that wrote it, or begin anew")
+        self._step = int(state.get("step", 0))
         lanes = state["lanes"]
         self._consumed = {lane: {k: int(v) for k, v in lanes[str(lane)].items()} for lane in self._lanes}
 
@@ -194,6 +200,7 @@ class Loader(Generic[E, P]):
 
     def _account(self, step: _Step[P]) -> None:
         self._consumed = step.consumed
+        self._step += 1
         self.stats.steps += 1
         self.stats.packs += len(step.packs)
         self.stats.documents += step.documents
@@ -219,16 +226,22 @@ class Loader(Generic[E, P]):
         """Examples of one pack after another, with the lane's counts after each and what was refused in it."""
         counts, held, room = dict(self._consumed[lane]), list[E](), self.config.tokens
         after, refused, idle = dict(counts), Counter[str](), 0
+        packs, first = 0, self._step
+        prepare = self._prepare_at(first)
         while idle <= self._longest_wait(lane):
             name = self._blends[lane].choose(counts)
             try:
-                example = self._example(name, lane, counts[name])
+                example = self._example(name, lane, counts[name], prepare)
             except RefusedSample as error:
                 refused[error.reason] += 1
                 example = None
             if example is not None and example.length > room:
                 yield held, after, refused
                 held, room, refused = [], self.config.tokens, Counter()
+                packs += 1
+                before, prepare = prepare, self._prepare_at(first + packs // self.config.packs_per_lane)
+                if prepare != before:
+                    continue
             counts[name] += 1
             idle += 1
             if example is not None:
@@ -244,14 +257,14 @@ class Loader(Generic[E, P]):
         sizes = {name: source.order.size(lane) for name, source in self._sources.items()}
         return self._blends[lane].draws_until(sizes)
 
-    def _example(self, name: str, lane: int, consumed: int) -> E | None:
+    def _example(self, name: str, lane: int, consumed: int, prepare: Prepare[E]) -> E | None:
         """The example at a place of a lane; None when it is on the other side of the holdout."""
         found = self._sources[name].sample(lane, consumed)
         if found is None:
             return None
         sample, epoch = found
         doc_id = sample.document.doc_id
-        example = self._prepare(sample, generator(self.config.seed, "sample", epoch, doc_id))
+        example = prepare(sample, generator(self.config.seed, "sample", epoch, doc_id))
         if example.length > self.config.tokens:
             raise RefusedSample("longer than a pack")
         return example

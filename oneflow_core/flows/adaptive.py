@@ -26,7 +26,7 @@ STEPS = 10
 """Equal steps of t in a fitted table."""
 FLOOR = 0.2
 """Least slope of kappa."""
-RIDGE = 0.05
+RIDGE = 0.2
 """A straight fall, in nats, added to the measured one: much smaller ones are noise, and leave kappa straight."""
 DIGITS = 3
 """Decimals of a table's values. Coarse on purpose: sums over other workers, or on another machine, differ in their last

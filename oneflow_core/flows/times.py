@@ -22,6 +22,11 @@ complete 1/4. That d has the law of a birth is our choice, as nothing forces it 
 anything; it makes the one law the mirror of the other for a document of one image.
 A token is there with probability E[kappa(t_text)]: (A + 1) / 2 = 3/4 under interleaved, A / 2 + A / 2 = A = 1/2 under
 reversed, A = 1/2 under the others.
+
+Sampling a document follows the same paths: interleaved is what `Request(target="document")` does, images begin where
+and when they are inserted; the other laws know the number of images, so they begin with `Request.images` in flow, and
+the text runs beside them (fixed, and the diagonal of independent times) or `SamplerConfig.text_delay` behind
+(reversed).
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ def test_kappa_inverts_the_fall_of_the_loss(share: float) -> None:
 
 def test_at_full_share_the_loss_falls_at_equal_pace() -> None:
     def loss(u: np.ndarray) -> np.ndarray:
-        return 4 * np.exp(-3 * u)
+        return np.asarray(4 * np.exp(-3 * u))
 
     table = fit(sums(loss), 0.999)
     pure = (np.array(table.values) - FLOOR * table.grid) / (1 - FLOOR)
-    falls = -np.diff(loss(pure))
+    falls = -np.diff(loss(pure) - RIDGE * pure)
     assert falls == pytest.approx(np.full(STEPS, falls.mean()), rel=0.1)
 
 
