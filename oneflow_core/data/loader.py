@@ -30,6 +30,7 @@ STATE_SCHEMA = 2
 
 E = TypeVar("E", bound=Sized)
 P = TypeVar("P")
+Prepare = Callable[[Sample, np.random.Generator], E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class Loader(Generic[E, P]):
     Args:
         corpora: manifests with weights; names must differ.
         prepare: makes an example of a sample with the generator given; must depend on nothing else.
+        prepare_at: what takes the place of `prepare` at a global step, from 0; None: always `prepare`. It is asked for
+            steps up to `read_ahead` + 1 after the one handed out last, perhaps in another thread.
         collate: makes a pack of examples; their lengths sum to at most `config.tokens`.
 
     Raises:
@@ -111,13 +114,15 @@ class Loader(Generic[E, P]):
         *,
         rank: int = 0,
         world_size: int = 1,
-        prepare: Callable[[Sample, np.random.Generator], E],
+        prepare: Prepare[E],
+        prepare_at: Callable[[int], Prepare[E]] | None = None,
         collate: Callable[[list[E]], P],
     ) -> None:
         if config.lanes % world_size:
             raise LaneError(f"{world_size} workers do not divide {config.lanes} lanes; change one of them")
         self.config, self.stats = config, LoaderStats()
-        self._prepare, self._collate = prepare, collate
+        self._prepare_at, self._collate = prepare_at or (lambda _: prepare), collate
+        self._step = 0
         self._lanes = range(rank, config.lanes, world_size)
         self._sources = {c.manifest.name: _source(c.manifest, config) for c in corpora}
         if len(self._sources) != len(corpora):
@@ -144,7 +149,7 @@ class Loader(Generic[E, P]):
         """Where this worker's lanes stand; join those of all workers with `join_states`."""
         lanes = {str(lane): dict(position.consumed) for lane, position in self._positions.items()}
         ahead = {str(lane): list(position.ahead) for lane, position in self._positions.items()}
-        return {**self._identity(), "lanes": lanes, "ahead": ahead}
+        return {**self._identity(), "step": self._step, "lanes": lanes, "ahead": ahead}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state`, which must hold this worker's lanes (it may hold all); iterate anew afterwards.
@@ -156,6 +161,7 @@ class Loader(Generic[E, P]):
             if state.get(key) != ours:
                 found = f"the state has {key} {state.get(key)!r}, the run asks for {ours!r}"
                 raise LaneError(f"{found}; resume with the config that wrote it, or begin anew")
+        self._step = int(state.get("step", 0))
         lanes, ahead = state["lanes"], state["ahead"]
         self._positions = {
             lane: LanePosition(
@@ -188,6 +194,7 @@ class Loader(Generic[E, P]):
 
     def _account(self, step: _Step[P]) -> None:
         self._positions = step.positions
+        self._step += 1
         self.stats.steps += 1
         self.stats.packs += len(step.packs)
         self.stats.documents += step.documents
@@ -195,9 +202,15 @@ class Loader(Generic[E, P]):
         self.stats.refused.update(step.refused)
 
     def _steps(self) -> Iterator[_Step[P]]:
-        packers = {lane: iter(self._packer(lane)) for lane in self._lanes}
-        positions = dict(self._positions)
+        positions, number = dict(self._positions), self._step
+        packers: dict[int, Iterator[tuple[list[E], LanePosition, Counter[str]]]] = {}
+        prepare: Prepare[E] | None = None
         while True:
+            # Another way to prepare begins as a resumed run does: what was looked at is prepared again.
+            if (now := self._prepare_at(number)) != prepare:
+                prepare = now
+                packers = {lane: iter(self._packer(lane, positions[lane], now)) for lane in self._lanes}
+            number += 1
             step = _Step[P]([], {}, 0, 0, Counter())
             for lane, packer in packers.items():
                 for _ in range(self.config.packs_per_lane):
@@ -209,26 +222,26 @@ class Loader(Generic[E, P]):
             step.positions = dict(positions)
             yield step
 
-    def _packer(self, lane: int) -> Packer[E]:
-        """The packs of a lane from where it stands; it is patient until it has seen every corpus whole."""
+    def _packer(self, lane: int, position: LanePosition, prepare: Prepare[E]) -> Packer[E]:
+        """The packs of a lane from `position`; it is patient until it has seen every corpus whole."""
         sizes = {name: source.order.size(lane) for name, source in self._sources.items()}
         return Packer(
-            self._positions[lane],
+            position,
             self._blends[lane],
-            lambda name, consumed: self._example(name, lane, consumed),
+            lambda name, consumed: self._example(name, lane, consumed, prepare),
             tokens=self.config.tokens,
             look_ahead=self.config.look_ahead,
             patience=self._blends[lane].draws_until(sizes),
         )
 
-    def _example(self, name: str, lane: int, consumed: int) -> E | None:
+    def _example(self, name: str, lane: int, consumed: int, prepare: Prepare[E]) -> E | None:
         """The example at a place of a lane; None when it is on the other side of the holdout."""
         found = self._sources[name].sample(lane, consumed)
         if found is None:
             return None
         sample, epoch = found
         doc_id = sample.document.doc_id
-        example = self._prepare(sample, generator(self.config.seed, "sample", epoch, doc_id))
+        example = prepare(sample, generator(self.config.seed, "sample", epoch, doc_id))
         if example.length > self.config.tokens:
             raise RefusedSample("longer than a pack")
         return example

@@ -84,11 +84,50 @@ class Cosine:
         return 2 / np.pi * np.arccos(1 - u)
 
 
-def build_schedule(name: str) -> Schedule:
-    """`linear`, `cosine` or `power:<exponent>`.
+@dataclass(frozen=True)
+class Table:
+    """kappa through `values` at equal steps of t, straight between them: what `flows.adaptive` fits.
 
     Raises:
-        ValueError: an unknown name, or an exponent that is not above 0.
+        ValueError: values that do not rise strictly from 0 to 1.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rising = bool(np.all(np.diff(self.values) > 0))
+        if len(self.values) < 2 or self.values[0] != 0 or self.values[-1] != 1 or not rising:
+            raise ValueError(f"a table of {self.values} must rise strictly from 0 to 1")
+
+    @property
+    def name(self) -> str:
+        """What `build_schedule` reads back: the values between 0 and 1."""
+        return "table:" + ",".join(repr(v) for v in self.values[1:-1])
+
+    @property
+    def grid(self) -> FloatArray:
+        """The times of the values."""
+        return np.linspace(0, 1, len(self.values))
+
+    def kappa(self, t: FloatArray) -> FloatArray:
+        """Straight between the values."""
+        return np.interp(t, self.grid, self.values)
+
+    def derivative(self, t: FloatArray) -> FloatArray:
+        """The slope of the step that t lies in; at its ends that of the later one, at 1 that of the last."""
+        slopes = np.diff(self.values) * (len(self.values) - 1)
+        return slopes[np.clip(np.searchsorted(self.grid, t, "right") - 1, 0, len(slopes) - 1)]
+
+    def inverse(self, u: FloatArray) -> FloatArray:
+        """Straight between the times of the values."""
+        return np.interp(u, self.values, self.grid)
+
+
+def build_schedule(name: str) -> Schedule:
+    """`linear`, `cosine`, `power:<exponent>` or `table:<v>,<v>,...`, the values of a `Table` without its 0 and 1.
+
+    Raises:
+        ValueError: an unknown name, an exponent that is not above 0, or a table that does not rise from 0 to 1.
     """
     kind, _, value = name.partition(":")
     if kind == "linear" and not value:
@@ -97,7 +136,18 @@ def build_schedule(name: str) -> Schedule:
         return Cosine()
     if kind == "power" and value.replace(".", "", 1).isdigit() and float(value) > 0:
         return Power(float(value))
-    raise ValueError(f"schedule {name!r} is none of: linear, cosine, power:<exponent above 0>")
+    if kind == "table":
+        return Table((0.0, *_numbers(name, value), 1.0))
+    raise ValueError(
+        f"schedule {name!r} is none of: linear, cosine, power:<exponent above 0>, table:<values of kappa>"
+    )
+
+
+def _numbers(name: str, values: str) -> list[float]:
+    try:
+        return [float(v) for v in values.split(",")]
+    except ValueError:
+        raise ValueError(f"schedule {name!r}: its values must be numbers, with commas between") from None
 
 
 def hazard(schedule: Schedule, t: FloatArray) -> FloatArray:
@@ -122,9 +172,9 @@ def draw_births(schedule: Schedule, count: int, rng: np.random.Generator) -> Flo
     return schedule.inverse(rng.random(count))
 
 
-def image_times(clock: float, births_I: FloatArray) -> FloatArray:
-    """Times of images on the interleaved schedule: tau_img = tau_text - b, below 0 while absent, at most 1 (3.2)."""
-    return np.minimum(1.0, clock - births_I)
+def image_times(clock_I: float | FloatArray, births_I: FloatArray) -> FloatArray:
+    """Times of images born at `births_I` on their clocks: clock - b, below 0 while absent, at most 1 (METHOD 3.2)."""
+    return np.minimum(1.0, clock_I - births_I)
 
 
 def logit_normal(mean: float, std: float, count: int, rng: np.random.Generator) -> FloatArray:

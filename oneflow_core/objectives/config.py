@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oneflow_core.flows.image import Prediction
+from oneflow_core.flows.schedule import Schedule, build_schedule
 from oneflow_core.model.config import ObjectiveKind
 from oneflow_core.objectives.tasks import TaskMixture
 
@@ -17,13 +18,22 @@ class ObjectiveConfig:
     """One for all objectives; a field that one of them does not know says so.
 
     Raises:
-        ValueError: copies below 1, or spurious elements below 0.
+        ValueError: a value outside its range, or a schedule of an unknown name.
     """
 
     kind: ObjectiveKind = "oneflow"
     """oneflow, or a baseline on the same trunk, documents and tasks: transfusion (AR + FM) or masked (Mask + FM)."""
     schedule: str = "linear"
-    """kappa: linear (the paper), cosine, power:<exponent>. Not for transfusion."""
+    """kappa: linear (the paper), cosine, power:<exponent>, table:<values>, or adaptive: a table fitted while training
+    goes on (`flows.adaptive`), and linear wherever no table is given. Not for transfusion."""
+    adaptive_every: int = 500
+    """Steps between two fits of the adaptive schedule. A table serves from that many steps after its fit on, so that
+    data may be prepared ahead."""
+    adaptive_share: float = 0.5
+    """How far the adaptive schedule goes from linear (0) to equal falls of the loss (1); below 1, as the share bounds
+    its slope."""
+    adaptive_memory: float = 0.5
+    """What is left of the statistics of the adaptive schedule after each fit."""
     mixture: TaskMixture = field(default_factory=TaskMixture)
     image_weight: float = 1.0
     """Weight of the image loss beside the text loss."""
@@ -63,3 +73,13 @@ class ObjectiveConfig:
             raise ValueError(f"copies {self.copies}: must be at least 1")
         if self.spurious < 0:
             raise ValueError(f"spurious {self.spurious}: must not be negative")
+        if self.adaptive_every < 1:
+            raise ValueError(f"adaptive_every {self.adaptive_every}: must be at least 1")
+        for name in ("adaptive_share", "adaptive_memory"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        self.build_schedule()
+
+    def build_schedule(self) -> Schedule:
+        """kappa as the name says; linear for adaptive, which has no table of its own."""
+        return build_schedule("linear" if self.schedule == "adaptive" else self.schedule)

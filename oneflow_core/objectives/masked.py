@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from oneflow_core.flows.schedule import build_schedule
+from oneflow_core.flows.schedule import Schedule
 from oneflow_core.layout import IMAGE, TOKEN, Elements, Piece
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.objectives.canvas import Canvas, Copy, normaliser_shares
@@ -38,15 +38,16 @@ class MaskedObjective:
 
     def __init__(self, config: ObjectiveConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.schedule = build_schedule(config.schedule)
+        self.schedule = config.build_schedule()
         self._canvas = Canvas(config, model, tokenizer)
         if model.mask_id < tokenizer.vocab_size:
             raise ValueError(
                 f"vocab_size {model.vocab_size} leaves no id for the mask; make it {tokenizer.vocab_size + 1}"
             )
 
-    def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
+    def corrupt(self, sample: Sample, rng: np.random.Generator, schedule: Schedule | None = None) -> Example:
         """As `Objective.corrupt`."""
+        schedule = schedule or self.schedule
         task = choose_task(sample.document, self.config.mixture, rng)
         pieces = [self._filled(piece) for piece in self._canvas.pieces(task)]
         shared, clean = self._canvas.elements(task, pieces)
@@ -55,7 +56,7 @@ class MaskedObjective:
         copies, weights = [], []
         for _ in range(self.config.copies):
             clock = 1.0 if task.text_clean else float(rng.random())
-            kept = float(self.schedule.kappa(np.array(clock)))
+            kept = float(schedule.kappa(np.array(clock)))
             copies.append(
                 self._copy(task, clean, asked_E & (rng.random(len(clean)) >= kept), clock, sample, rng)
             )

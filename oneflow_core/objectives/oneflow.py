@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oneflow_core.flows.insertion import deletion_loss, insertion_terms, left_neighbours
-from oneflow_core.flows.schedule import build_schedule, draw_births, hazard, image_times
+from oneflow_core.flows.schedule import Schedule, hazard
+from oneflow_core.flows.times import draw_times
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelOutputs
@@ -33,20 +34,21 @@ class OneFlowObjective:
 
     def __init__(self, config: ObjectiveConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.schedule = build_schedule(config.schedule)
+        self.schedule = config.build_schedule()
         self._canvas = Canvas(config, model, tokenizer)
         specials = [tokenizer.bos_id, tokenizer.image_id]
         self._words = np.setdiff1d(np.arange(tokenizer.vocab_size), specials)
 
-    def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
+    def corrupt(self, sample: Sample, rng: np.random.Generator, schedule: Schedule | None = None) -> Example:
         """As `Objective.corrupt`."""
+        schedule = schedule or self.schedule
         task = choose_task(sample.document, self.config.mixture, rng)
         shared, clean = self._canvas.elements(task, self._canvas.pieces(task))
-        copies = [self._copy(task, clean, sample, rng) for _ in range(self.config.copies)]
+        copies = [self._copy(task, clean, sample, schedule, rng) for _ in range(self.config.copies)]
         targets = int(np.count_nonzero(~clean.prompt_E & (clean.kind_E == TOKEN)))
         example = self._canvas.example(task, sample, shared, copies, targets)
         example.weight_C = np.array(
-            [self._weight(c.clock, n) for c, n in zip(copies, _lengths(example), strict=True)]
+            [self._weight(c.clock, schedule, n) for c, n in zip(copies, _lengths(example), strict=True)]
         )
         return example
 
@@ -89,54 +91,43 @@ class OneFlowObjective:
         total = torch.stack(list(parts.values())).sum()
         if self.model.counts != "free":
             parts["rate_regret"] = terms.rate_regret * text
-        return LossOutput(total, {k: v.detach() for k, v in parts.items()})
+        return LossOutput(total, {k: v.detach() for k, v in parts.items()}, outputs.nll_K.detach())
 
     def sampler(self, model: OneFlowModel) -> InsertionSampler:
         """As `Objective.sampler`."""
         return InsertionSampler(model, bos_id=self.tokenizer.bos_id, image_id=self.tokenizer.image_id)
 
-    def _copy(self, task: Task, clean: Elements, sample: Sample, rng: np.random.Generator) -> Copy:
+    def _copy(
+        self, task: Task, clean: Elements, sample: Sample, schedule: Schedule, rng: np.random.Generator
+    ) -> Copy:
         """One corruption: which elements are there at a time, and what is missing."""
-        clock, births_E = self._times(task, clean, rng)
-        keep_E, spurious_E = births_E <= clock, None
-        births_I = births_E[clean.kind_E == IMAGE]
+
+        def free(count: int) -> NDArray[np.float64]:
+            return self._canvas.image_times(count, rng)
+
+        image_E, text_clean = clean.kind_E == IMAGE, task.text_clean
+        times = draw_times(task.times, schedule, image_E, clean.prompt_E, free, rng, text_clean=text_clean)
+        keep_E, spurious_E = times.keep_E, None
         if self.model.counts == "free":
-            there = float(self.schedule.kappa(np.array(min(1.0, clock))))
+            there = float(schedule.kappa(np.array(min(1.0, times.text))))
             clean, keep_E, spurious_E = spoil(clean, keep_E, self.config.spurious * there, self._words, rng)
         kept = clean.take(keep_E)
-        interleaved = task.clock == "interleaved"
-        times_I = (
-            image_times(clock, births_I) if interleaved else self._canvas.image_times(len(births_I), rng)
-        )
         if task.reencoded:
             complete_E = kept.kind_E == IMAGE
-            complete_E[complete_E] = times_I[kept.block_E[complete_E]] >= 1
+            complete_E[complete_E] = times.image_time_I[kept.block_E[complete_E]] >= 1
             kept = self._canvas.as_read(task, kept, complete_E)
-        patches = self._canvas.noised(task, sample, kept.block_E[kept.kind_E == IMAGE], times_I, rng)
+        present = kept.block_E[kept.kind_E == IMAGE]
+        patches = self._canvas.noised(task, sample, present, times.image_time_I, rng)
         spurious_S = None if spurious_E is None else labels(kept, spurious_E[keep_E])
-        return Copy(kept, *_missing(clean, keep_E, kept), patches, clock, spurious_S)
+        return Copy(kept, *_missing(clean, keep_E, kept), patches, times.text, spurious_S)
 
-    def _times(
-        self, task: Task, clean: Elements, rng: np.random.Generator
-    ) -> tuple[float, NDArray[np.float64]]:
-        """The text clock and each element's birth time; -inf for what is always there (METHOD 3.3)."""
-        births_E = draw_births(self.schedule, len(clean), rng)
-        clock = (
-            1.0 if task.text_clean else float(rng.random()) * (2.0 if task.clock == "interleaved" else 1.0)
-        )
-        always_E = clean.prompt_E.copy()
-        if task.clock == "independent":
-            always_E |= clean.kind_E == IMAGE
-        births_E[always_E] = -np.inf
-        return clock, births_E
-
-    def _weight(self, clock: float, length: int) -> float:
+    def _weight(self, clock: float, schedule: Schedule, length: int) -> float:
         """Weight of a document's text loss, `length` being its tokens as corrupted."""
         weight = 1.0
         if clock > 1:
             weight = self.config.complete_weight
         elif self.config.time_weight == "hazard":
-            weight = min(self.config.time_weight_cap, float(hazard(self.schedule, np.array(clock))))
+            weight = min(self.config.time_weight_cap, float(hazard(schedule, np.array(clock))))
         return weight / length if self.config.text_normaliser == "length" else weight
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from oneflow_core.flows.schedule import Schedule
 from oneflow_core.packing import Example, Pack
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class LossOutput:
     parts: dict[str, Tensor]
     """Detached shares of `total` by part: tokens, image, and what else the objective has; `rate_regret` is for
     monitoring and no share."""
+    nll_K: Tensor
+    """Detached cross-entropy of every element to predict, as `Pack.clock_K` names them."""
 
 
 class Objective(Protocol):
@@ -40,8 +43,10 @@ class Objective(Protocol):
 
     config: ObjectiveConfig
 
-    def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
+    def corrupt(self, sample: Sample, rng: np.random.Generator, schedule: Schedule | None = None) -> Example:
         """A training example of one document, a pure function of its arguments.
+
+        `schedule` is kappa where it changes while training goes on; None: the config's own.
 
         Raises:
             ValueError: a latent or feature array that does not fit the model.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from oneflow_core.document import Document, ImageSegment, TextSegment
-
-Clock = Literal["independent", "interleaved"]
+from oneflow_core.flows.times import check_law
 
 
 @dataclass(frozen=True)
 class TaskMixture:
-    """How `auto` documents are used."""
+    """How `auto` documents are used.
+
+    Raises:
+        ValueError: times of an unknown name.
+    """
 
     concurrent: float = 0.2
     """Share of image-text pairs whose text and image are generated at once (paper section 3.2: 0.2)."""
@@ -29,6 +31,16 @@ class TaskMixture:
     """Share of interleaved documents whose finished images are shown as understanding features, as a sampler with
     `reencode` shows them (ours; not for masked). The features are those that the shard holds of the real image; those
     of a round trip through the codec would be nearer to what sampling sees."""
+    concurrent_times: str = "independent"
+    """Joint law of t_text and t_img in pairs that are generated at once (`flows.times`): independent (the paper),
+    interleaved, reversed, fixed. For oneflow."""
+    interleaved_times: str = "interleaved"
+    """The same in interleaved documents: interleaved (the paper) alone learns where images go; the others take their
+    number and places as given. For oneflow."""
+
+    def __post_init__(self) -> None:
+        check_law(self.concurrent_times)
+        check_law(self.interleaved_times)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,8 @@ class Task:
     """What to corrupt and how."""
 
     parts: tuple[Part, ...]
-    clock: Clock
+    times: str
+    """Joint law of its clocks, by the names of `flows.times`."""
     text_clean: bool
     """The text is given or absent: its clock stands at 1 and it has no loss."""
     reencoded: bool = False
@@ -60,24 +73,23 @@ class Task:
 def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generator) -> Task:
     """Decides the roles of a document's `auto` segments (METHOD 3.1)."""
     parts = list(_parts(document))
-    clock: Clock = "independent"
-    reencoded = False
+    times, reencoded = "independent", False
     if document.kind == "pair":
         parts = _pair(parts, mixture, rng)
+        if not any(p.prompt for p in parts):
+            times = mixture.concurrent_times
     elif document.kind == "interleaved":
-        clock = "interleaved"
+        times = mixture.interleaved_times
         if rng.random() < mixture.story_prompt and parts[0].image < 0:
             parts[0] = Part(parts[0].text, -1, prompt=True)
         reencoded = mixture.reencoded > 0 and rng.random() < mixture.reencoded
     targets = [p for p in parts if not p.prompt]
     if targets and len(targets) < len(parts) and rng.random() < mixture.prompt_dropout:
         parts = targets
-    return Task(
-        tuple(parts),
-        clock,
-        text_clean=all(p.prompt or p.image >= 0 for p in parts) and clock == "independent",
-        reencoded=reencoded,
-    )
+    # Where no element is inserted, the text has no clock that images could share.
+    if times != "interleaved" and all(p.prompt or p.image >= 0 for p in parts):
+        return Task(tuple(parts), "independent", text_clean=True, reencoded=reencoded)
+    return Task(tuple(parts), times, text_clean=False, reencoded=reencoded)
 
 
 def _parts(document: Document) -> Sequence[Part]:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from oneflow_core.flows.schedule import Schedule
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelOutputs
@@ -37,8 +38,8 @@ class TransfusionObjective:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self._canvas = Canvas(config, model, tokenizer)
 
-    def corrupt(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """As `Objective.corrupt`; the text is whole, the images are noised at free times."""
+    def corrupt(self, sample: Sample, rng: np.random.Generator, schedule: Schedule | None = None) -> Example:
+        """As `Objective.corrupt`; the text is whole, whatever the schedule, the images are noised at free times."""
         task = choose_task(sample.document, self.config.mixture, rng)
         _, clean = self._canvas.elements(task, self._canvas.pieces(task))
         following_S = next_tokens(clean, self.tokenizer.bos_id)
@@ -80,7 +81,8 @@ def score(
         )
     tokens = (outputs.nll_K * pack.weight_K).sum() / max(normalisers["text"], 1.0)
     parts = {"tokens": tokens, "image": image_part(outputs, pack, normalisers, config, model)}
-    return LossOutput(torch.stack(list(parts.values())).sum(), {k: v.detach() for k, v in parts.items()})
+    total = torch.stack(list(parts.values())).sum()
+    return LossOutput(total, {k: v.detach() for k, v in parts.items()}, outputs.nll_K.detach())
 
 
 def _read(clean: Elements, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -70,7 +70,10 @@ class Media:
         self.step = 0
 
     def start(self, text: Sequence[int] = ()) -> Elements:
-        """All documents as they begin: the prompt, then an image of noise, or `text` where text is asked for."""
+        """All documents as they begin: the prompt, then what is asked for.
+
+        That is an image of noise; or `text`, and behind it the images that a document begins with.
+        """
         return join([self._start(b, request, text) for b, request in enumerate(self.requests)])
 
     def _start(self, b: int, request: Request, text: Sequence[int]) -> Elements:
@@ -78,14 +81,15 @@ class Media:
             Piece(TOKEN, True, p) if isinstance(p, tuple) else Piece(FEATURES, True) for p in request.prompt
         ]
         image = request.target == "image"
-        asked = Piece(IMAGE, False) if image else Piece(TOKEN, False, text)
+        asked = [] if image else [Piece(TOKEN, False, text)]
+        asked += [Piece(IMAGE, False)] * (1 if image else request.images)
         prefix = self.model.prompt_attention == "prefix"
-        elements = clean_elements([*given, asked], self.bos_id, self.image_id, text=not image, prefix=prefix)
+        elements = clean_elements([*given, *asked], self.bos_id, self.image_id, text=not image, prefix=prefix)
         elements.document_E[:] = b
         elements.block_E[elements.kind_E == FEATURES] += len(self.features)
         self.features += [np.asarray(p, np.float32) for p in request.prompt if not isinstance(p, tuple)]
-        if image:
-            elements.block_E[elements.kind_E == IMAGE] = self.add_image(b)
+        for e in np.flatnonzero(elements.kind_E == IMAGE).tolist():
+            elements.block_E[e] = self.add_image(b)
         return elements
 
     def add_image(self, b: int) -> int:

@@ -114,9 +114,12 @@ class InsertionSampler:
         state.text_time_B = then_B
 
     def _next_text_times(self, state: State) -> NDArray[np.float64]:
-        """Each document's text time after this step; shorter where `adaptive` finds a gap that is due more than one."""
+        """Each document's text time after this step; the same while it waits for images.
+
+        Shorter where `adaptive` finds a gap that is due more than one.
+        """
         now_B = state.text_time_B
-        then_B = state.next_time(now_B)
+        then_B = np.where(state.waiting_B, now_B, state.next_time(now_B))
         if not state.config.adaptive:
             return then_B
         schedule = build_schedule(state.config.schedule)

@@ -64,6 +64,15 @@ class State(Media):
         return active
 
     @property
+    def waiting_B(self) -> NDArray[np.bool_]:
+        """Documents whose text has not begun: their images, which moved just now, stood before `text_delay`."""
+        waiting = np.zeros(len(self.requests), bool)
+        begins = float(self.next_time(np.array(self.config.text_delay)))
+        for time, b in zip(self.image_time, self.image_document, strict=True):
+            waiting[b] |= self.requests[b].images > 0 and self.text_time_B[b] == 0 and time < begins - 1e-9
+        return waiting
+
+    @property
     def due_B(self) -> NDArray[np.bool_]:
         """Documents that the network must see again: active, and changed since it last did."""
         due: NDArray[np.bool_] = self.active_B & self.changed_B

@@ -53,10 +53,13 @@ class SamplerConfig:
     max_tokens: int = 256
     """Most generated tokens of a document."""
     max_images: int = 4
-    """Most generated images of a document."""
+    """Most generated images of a document, those that it begins with included."""
     reencode: bool = False
     """Shows finished images as the understanding features of what was drawn, as given ones are shown, instead of as
     patches; for a model that was trained so (`TaskMixture.reencoded`). What comes out are the latents all the same."""
+    text_delay: float = 0.0
+    """For a document that begins with images: their time at which its text begins, in [0, 1). 0 moves both together,
+    the diagonal of independent times and the path of fixed ones; reversed times were trained with any delay."""
     prefix_cache: bool = True
     """Computes keys and values of prompts once, where the network's prompts attend among themselves alone
     (`prompt_attention` prefix); off computes them at every step, with the same result."""
@@ -79,13 +82,19 @@ class SamplerConfig:
             build_schedule(name)
         if not 0 < self.entropy_sharpness < 1:
             raise ValueError(f"entropy_sharpness must lie between 0 and 1, not {self.entropy_sharpness}")
+        if not 0 <= self.text_delay < 1:
+            raise ValueError(f"text_delay must lie in [0, 1), not {self.text_delay}")
         if not 0 < self.top_p <= 1 or self.temperature < 0 or self.max_images < 0:
             raise ValueError("top_p must lie in (0, 1], temperature and max_images must not be negative")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One document to generate: its prompt, in order, and what is to follow it."""
+    """One document to generate: its prompt, in order, and what is to follow it.
+
+    Raises:
+        ValueError: images to begin with, for another target than a document.
+    """
 
     prompt: tuple[tuple[int, ...] | NDArray[np.float32], ...]
     """Token ids of a text, or the understanding features [P, dim] of an image."""
@@ -96,6 +105,13 @@ class Request:
     """Rows and columns of patches in a generated image."""
     seed: int = 0
     """The document's own randomness; the result does not depend on what else is in the batch."""
+    images: int = 0
+    """For a document: images that it begins with, in flow behind its text, as a pair has that is generated at once.
+    0 is the interleaved path, where images begin when they are inserted; max_images 0 forbids more. For oneflow."""
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or (self.images and self.target != "document"):
+            raise ValueError(f"images {self.images}: only a document begins with images, 0 or more")
 
 
 @dataclass(frozen=True)

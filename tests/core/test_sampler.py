@@ -266,3 +266,33 @@ def test_a_network_that_is_told_the_time_hears_that_of_each_document() -> None:
     told = [inputs.text_time_T[document == d].unique().tolist() for d in document.unique().tolist()]
     texts = [[pytest.approx(t)] for t in state.text_time_B.tolist()]
     assert told == [*texts, *texts, [1.0]]
+
+
+@pytest.mark.parametrize(("delay", "steps"), [(0.0, 10), (0.5, 10), (0.5, 8), (0.95, 10)])
+def test_a_document_that_begins_with_an_image_writes_its_text_beside_it(delay: float, steps: int) -> None:
+    """Text and image move together, the text `delay` behind, as reversed times are trained; no image is inserted."""
+    seen: list[tuple[float, float]] = []
+
+    def observe(state: State) -> None:
+        seen.append((float(state.text_time_B[0]), state.image_time[0]))
+
+    request = Request((), "document", GRID, 3, images=1)
+    config = SamplerConfig(steps=steps, text_delay=delay, max_images=0, flush=10)
+    sampler = InsertionSampler(Oracle(Answer([5, 6, 7, 1])), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    (out,) = sampler.generate([request], config, observe)
+    words, latent = out.segments
+    assert words == (5, 6, 7)
+    assert latent == pytest.approx(0.5, abs=1e-4)
+    behind = np.ceil(delay * steps - 1e-9) / steps
+    for t_text, t_img in seen:
+        assert t_text == pytest.approx(max(0.0, t_img - behind), abs=1e-6) or t_img == 1
+    assert seen[-1] == (1.0, 1.0)
+    late = np.array(out.trace.step[:3])
+    assert (late >= behind * steps - 1e-9).all()
+
+
+def test_only_documents_begin_with_images() -> None:
+    with pytest.raises(ValueError, match="only a document begins with images"):
+        Request((), "text", GRID, images=1)
+    with pytest.raises(ValueError, match="text_delay"):
+        SamplerConfig(text_delay=1.0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from oneflow_core.flows.schedule import (
+    Table,
     arrival_probability,
     build_schedule,
     draw_births,
@@ -17,7 +18,7 @@ from oneflow_core.flows.schedule import (
     logit_normal,
 )
 
-NAMES = ["linear", "cosine", "power:2", "power:3", "power:0.5"]
+NAMES = ["linear", "cosine", "power:2", "power:3", "power:0.5", "table:0.1,0.15,0.6"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,6 +32,7 @@ def test_kappa_is_the_integral_of_its_derivative_and_ends_at_one(name: str) -> N
 
 
 @given(st.sampled_from(NAMES), st.floats(0.001, 0.999))
+@settings(deadline=None)
 def test_inverse_against_a_root_finder(name: str, u: float) -> None:
     schedule = build_schedule(name)
     root = brentq(lambda t: float(schedule.kappa(np.array(t))) - u, 0, 1)
@@ -38,6 +40,7 @@ def test_inverse_against_a_root_finder(name: str, u: float) -> None:
 
 
 @given(st.sampled_from(NAMES), st.floats(0, 0.99), st.floats(0.001, 1))
+@settings(deadline=None)
 def test_arrival_probability_composes_over_two_half_steps(name: str, t: float, h: float) -> None:
     schedule, h = build_schedule(name), min(h, 1 - t)
     whole = arrival_probability(schedule, np.array(t), np.array(h))
@@ -79,6 +82,21 @@ def test_logit_normal_moments() -> None:
     t = logit_normal(-0.6, 1.0, 50_000, np.random.default_rng(0))
     assert np.log(t / (1 - t)).mean() == pytest.approx(-0.6, abs=0.02)
     assert np.log(t / (1 - t)).std() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "name", ["table:0.5,0.5", "table:", "table:0", "table:0.2,1", "table:a,b", "table:0.9,0.1"]
+)
+def test_tables_that_do_not_rise_from_0_to_1_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must rise strictly|must be numbers"):
+        build_schedule(name)
+
+
+@given(st.lists(st.integers(1, 999), min_size=1, max_size=9, unique=True))
+@settings(deadline=None)
+def test_a_table_is_read_back_from_its_name(cuts: list[int]) -> None:
+    table = Table((0.0, *(c / 1000 for c in sorted(cuts)), 1.0))
+    assert build_schedule(table.name) == table
 
 
 @pytest.mark.parametrize("name", ["quadratic", "power", "power:0", "power:-1", "linear:2", "power:x"])

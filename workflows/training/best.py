@@ -1,6 +1,6 @@
 """The best weights of a run so far: one safetensors object and a pointer to it, put last."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from safetensors.torch import load, save
@@ -20,6 +20,8 @@ class Best:
     loss: float | None
     file: str
     sha256: str
+    schedule: str | None = None
+    """Name of the kappa that they were last trained under; None in what earlier versions wrote."""
 
     def beats(self, other: "Best | None") -> bool:
         """Lower held-out loss; the later of two that have none, or that are equal."""
@@ -34,19 +36,20 @@ def read_best(root: str) -> Best | None:
     if not exists(url):
         return None
     tree: dict[str, Any] = read_json(url)
-    return Best(int(tree["step"]), tree["loss"], str(tree["file"]), str(tree["sha256"]))
+    return Best(int(tree["step"]), tree["loss"], str(tree["file"]), str(tree["sha256"]), tree.get("schedule"))
 
 
-def write_best(root: str, step: int, loss: float | None, weights: dict[str, Tensor]) -> Best:
+def write_best(
+    root: str, step: int, loss: float | None, weights: dict[str, Tensor], schedule: str | None = None
+) -> Best:
     """Put `weights` if they beat what is there; returns the best after it."""
     before = read_best(root)
     data = save({name: t.detach().cpu().contiguous() for name, t in weights.items()}, {"format": "pt"})
-    best = Best(step, loss, f"best/step-{step:09d}.safetensors", sha256(data))
+    best = Best(step, loss, f"best/step-{step:09d}.safetensors", sha256(data), schedule)
     if not best.beats(before):
         return before or best
     put_atomic(join(root, best.file), data)
-    tree = {"step": best.step, "loss": best.loss, "file": best.file, "sha256": best.sha256}
-    write_json(join(root, POINTER), tree)
+    write_json(join(root, POINTER), asdict(best))
     if before and before.file != best.file:
         delete(join(root, before.file))
     return best

@@ -2,8 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from oneflow_core.flows.schedule import build_schedule
+from oneflow_core.flows.times import check_law
 from workflows.config import Config
 
 
@@ -33,6 +35,16 @@ class MixtureSettings(Config):
     """Share of interleaved documents whose first text is given as the prompt."""
     reencoded: float = Field(0.0, ge=0, le=1)
     """Share of interleaved documents whose finished images are shown as features, for sampling with reencode."""
+    concurrent_times: str = "independent"
+    """How t_text and t_img go together in pairs that are generated at once: independent (the paper's pretraining),
+    interleaved (the image begins late), reversed (the text begins late), fixed (one time), fixed:<t>."""
+    interleaved_times: str = "interleaved"
+    """The same in interleaved documents; under all but interleaved the model does not learn where images go."""
+
+    @field_validator("concurrent_times", "interleaved_times")
+    @classmethod
+    def _known_times(cls, law: str) -> str:
+        return check_law(law)
 
 
 class ObjectiveSettings(Config):
@@ -41,7 +53,15 @@ class ObjectiveSettings(Config):
     kind: Literal["oneflow", "transfusion", "masked"] = "oneflow"
     """oneflow, or a baseline on the same trunk, documents and tasks: transfusion (AR + FM) or masked (Mask + FM)."""
     schedule: str = "linear"
-    """kappa: linear (the paper), cosine, power:<exponent>. Not for transfusion."""
+    """kappa: linear (the paper), cosine, power:<exponent>, table:<values>, or adaptive: a table fitted while training
+    goes on, so that the loss of a missing token falls at equal pace. Held-out losses are then taken under linear, so
+    that they compare. Not for transfusion."""
+    adaptive_every: int = Field(500, ge=1)
+    """Steps between two fits of adaptive; a table serves from that many steps after its fit on."""
+    adaptive_share: float = Field(0.5, ge=0, lt=1)
+    """How far adaptive goes from linear (0) to equal falls of the loss (1)."""
+    adaptive_memory: float = Field(0.5, ge=0, lt=1)
+    """What is left of adaptive's statistics after each fit."""
     mixture: MixtureSettings = MixtureSettings()
     """Tasks of documents without fixed roles."""
     image_weight: float = Field(1.0, ge=0)
@@ -70,6 +90,13 @@ class ObjectiveSettings(Config):
     """For masked: length that texts are filled up to with the end symbol, which is what it can write at most."""
     spurious: float = Field(0.1, ge=0)
     """Wrong tokens put into a text for each kept one, so that taking out is learnt; with model.dims.counts=free."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        if name != "adaptive":
+            build_schedule(name)
+        return name
 
 
 class CorpusSettings(Config):
@@ -258,4 +285,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"compute.workers {self.compute.workers} must divide data.lanes {self.data.lanes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tables_are_there_in_time(self) -> "TrainConfig":
+        every, ahead = self.objective.adaptive_every, self.data.read_ahead
+        if self.objective.schedule == "adaptive" and every <= ahead:
+            raise ValueError(f"objective.adaptive_every {every} must be above data.read_ahead {ahead}")
         return self

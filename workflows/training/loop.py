@@ -29,6 +29,7 @@ from workflows.training.heldout import HeldOut
 from workflows.training.materials import Materials
 from workflows.training.meter import Meter
 from workflows.training.optimiser import Optimiser
+from workflows.training.pace import Pace
 from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
@@ -94,7 +95,10 @@ class Trainer:
         shard(self.model, config.compute, worker)
         self.optimiser = Optimiser(self.model, config.optimiser)
         rank, world = worker.rank, worker.world_size
-        self.loader = materials.build_loader(config.data, config.seed, "train", rank, world)
+        self._pace = Pace(materials.objective.config, worker)
+        self.loader = materials.build_loader(
+            config.data, config.seed, "train", rank, world, self._pace.schedule_at
+        )
         self._checkpoints = Checkpoints(root, config.checkpoint.keep)
         self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
@@ -121,6 +125,11 @@ class Trainer:
     def _done(self) -> bool:
         return progress(self.step, self._elapsed_s, self.config.budget) >= 1
 
+    @property
+    def _schedule(self) -> str:
+        """Name of the kappa that the last step was trained under."""
+        return self._pace.name_at(max(self.step - 1, 0))
+
     def _train(self, packs: list[Pack]) -> None:
         """One global step on this worker's packs."""
         normalisers = self._agree(packs)
@@ -130,11 +139,13 @@ class Trainer:
             out = self.materials.objective.loss(self.model, pack.to(self.worker.device), normalisers)
             out.total.backward()
             self._meter.add(out.total, out.parts)
+            self._pace.add(self.step, pack, out.nll_K)
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser
         )
         self._meter.step(self.optimiser.step(lr, ema_decay(self.step, self.config.ema.decay)))
         self.step += 1
+        self._pace.after(self.step)
 
     def _agree(self, packs: list[Pack]) -> dict[str, float]:
         """Normalisers of the global batch; and the time, which rank 0 tells all."""
@@ -154,7 +165,7 @@ class Trainer:
             self._evaluate()
         if done or self.step % watch.sample_every == 0:
             self._load_average()
-            self._gallery.show(self._whole, self.step, self._tracker)
+            self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
         if done or self.step % self.config.checkpoint.every_steps == 0:
             self._save()
 
@@ -167,6 +178,7 @@ class Trainer:
             raise Diverged(f"step {self.step}", f"the loss is {metrics['train/loss']}", mend)
         metrics["train/lr"] = learning_rate(self.step - 1, done, settings)
         metrics["train/progress"] = done
+        metrics |= self._pace.metrics(self.step - 1)
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}
         self._tell(metrics)
         if self.worker.leads:
@@ -182,7 +194,8 @@ class Trainer:
         metrics = self._heldout.loss(self._whole) if self._heldout else {}
         self._tell(metrics)
         if self.worker.leads:
-            write_best(self.root, self.step, metrics.get("heldout/loss"), self._whole.state_dict())
+            loss, weights = metrics.get("heldout/loss"), self._whole.state_dict()
+            write_best(self.root, self.step, loss, weights, self._schedule)
 
     def _load_average(self) -> None:
         """The moving average into the whole model of every rank."""
@@ -198,6 +211,7 @@ class Trainer:
         states: list[Any] = [None] * self.worker.world_size
         dist.all_gather_object(states, self.loader.state_dict())
         state = {"step": self.step, "elapsed_s": self._elapsed_s, "loader": join_states(states)}
+        state["schedule"] = self._pace.state()
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
         self._hooks.committed({"step": self.step, "checkpoint": join(self.root, "commits"), **self._latest})
 
@@ -209,4 +223,5 @@ class Trainer:
         self._elapsed_s = self._before_s
         self.optimiser.set_steps(self.step)
         self.loader.load_state_dict(restored.state["loader"])
+        self._pace.load_state(restored.state.get("schedule", {}))
         log.info("going on after step %d, %.0f s into the budget", self.step, self._before_s)

@@ -3,17 +3,20 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from oneflow_core.data.lanes import LaneError
 from oneflow_core.data.loader import Corpus, Loader, LoaderConfig
 from oneflow_core.data.manifest import Manifest, ManifestError
+from oneflow_core.data.shard import Sample
 from oneflow_core.data.store import default_cache
+from oneflow_core.flows.schedule import Schedule
 from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
 from oneflow_core.model.llama import LlamaError, check_llama, load_llama
 from oneflow_core.objectives import Objective, ObjectiveConfig, build_objective
@@ -26,6 +29,17 @@ from workflows.training.config import DataSettings, ObjectiveSettings, TrainConf
 RUN_SECTIONS = ("seed", "model", "objective", "optimiser", "budget", "ema")
 """What, beside the data, makes a run the run it is: machines, watching and places may change while it goes on."""
 STREAM = ("corpora", "tokenizer", "tokens", "lanes", "packs_per_lane", "window", "look_ahead", "holdout")
+
+
+@dataclass(frozen=True)
+class _Corrupt:
+    """The objective's corruption under a kappa; equal to another one under the same."""
+
+    objective: Objective
+    schedule: Schedule | None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
+        return self.objective.corrupt(sample, rng, self.schedule)
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,18 @@ class Materials:
         return model
 
     def build_loader(
-        self, data: DataSettings, seed: int, part: Literal["train", "heldout"], rank: int, world_size: int
+        self,
+        data: DataSettings,
+        seed: int,
+        part: Literal["train", "heldout"],
+        rank: int,
+        world_size: int,
+        schedule_at: Callable[[int], Schedule | None] = lambda _: None,
     ) -> Loader[Example, Pack]:
-        """The stream of worker `rank`; UsageError when the corpora are too small for the lanes."""
+        """The stream of worker `rank`; UsageError when the corpora are too small for the lanes.
+
+        `schedule_at` says under which kappa the documents of a step are corrupted; None: the config's own.
+        """
         config = LoaderConfig(
             tokens=data.tokens,
             lanes=data.lanes,
@@ -72,9 +95,14 @@ class Materials:
         )
         weights = [c.weight for c in data.corpora]
         corpora = [Corpus(m, w) for m, w in zip(self.manifests, weights, strict=True)]
-        prepare = self.objective.corrupt
+        prepare = _Corrupt(self.objective, None)
+
+        def prepare_at(step: int) -> _Corrupt:
+            return _Corrupt(self.objective, schedule_at(step))
+
+        workers = {"rank": rank, "world_size": world_size}
         try:
-            return Loader(corpora, config, rank=rank, world_size=world_size, prepare=prepare, collate=collate)
+            return Loader(corpora, config, **workers, prepare=prepare, prepare_at=prepare_at, collate=collate)
         except LaneError as error:
             raise UsageError("the training data", str(error), "see data.lanes") from None
 

@@ -91,7 +91,7 @@ def export_parts(config: TrainConfig, materials: Materials, root: str, run_id: s
     try:
         size = config.registry.image_size
         sampler = {
-            "schedule": config.objective.schedule,
+            "schedule": best.schedule or config.objective.schedule,
             "length": config.objective.masked_length,
             **config.registry.sampler,
         }

@@ -54,8 +54,11 @@ class Gallery:
         self._asked: list[_Shown] | None = None
         self._codec: LatentCodec | None = None
 
-    def show(self, model: OneFlowModel, step: int, tracker: Tracker | None) -> None:
-        """Generate with `model` and log what came out. All ranks must call it; no prompts, no samples."""
+    def show(self, model: OneFlowModel, schedule: str, step: int, tracker: Tracker | None) -> None:
+        """Generate with `model`, by the kappa it was trained under, and log what came out; nothing without prompts.
+
+        All ranks must call it.
+        """
         if not self._config.watch.prompts:
             return
         if self._asked is None:
@@ -65,7 +68,7 @@ class Gallery:
         objective = self._config.objective
         settings = SamplerConfig(
             steps=self._config.watch.sampler_steps,
-            schedule=objective.schedule,
+            schedule=schedule,
             length=objective.masked_length,
         )
         mine = sampler.generate([shown.request for shown in self._asked[rank::world]], settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -249,3 +249,57 @@ def test_remote_shards_are_fetched_once_checked_and_kept_within_bounds(tmp_path:
     memory.pipe("/remote/shard-000001.tar", bytes(manifest.shards[1].bytes))
     with pytest.raises(ShardError, match="the manifest says"):
         list(islice(loader([remote], replace(config, cache=tmp_path / "fresh")), 30))
+
+
+def stamped(step: int) -> Callable[[Sample, np.random.Generator], Example]:
+    """Prepares what is one and the same within blocks of three steps, lengths included."""
+    return BLOCKS[step // 3]
+
+
+def _of_block(block: int) -> Callable[[Sample, np.random.Generator], Example]:
+    def make(sample: Sample, rng: np.random.Generator) -> Example:
+        made = prepare(sample, rng)
+        return Example(f"{block}:{made.doc_id}", made.draw, max(1, made.length - block))
+
+    return make
+
+
+BLOCKS = [_of_block(block) for block in range(8)]
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stop=st.integers(0, 14), world=st.sampled_from([1, 2, 4]), ahead=st.integers(0, 3))
+def test_every_example_is_prepared_for_the_step_it_is_in(
+    shapes: Manifest, stories: Manifest, stop: int, world: int, ahead: int
+) -> None:
+    """Also one that did not fit the pack before; and a resumed run prepares as the undisturbed one."""
+
+    def parts(workers: int, config: LoaderConfig) -> list[Loader[Example, Pack]]:
+        shared = {"world_size": workers, "prepare": prepare, "prepare_at": stamped, "collate": collate}
+        return [Loader([Corpus(shapes), Corpus(stories)], config, rank=r, **shared) for r in range(workers)]  # type: ignore[arg-type]
+
+    def steps(held: list[Loader[Example, Pack]], count: int) -> list[list[Pack]]:
+        read = [list(islice(part, count)) for part in held]
+        return [sorted(p for part in read for p in part[step]) for step in range(count)]
+
+    undisturbed = steps(parts(1, CONFIG), 15)
+    for number, packs in enumerate(undisturbed):
+        assert {doc_id.split(":")[0] for pack in packs for doc_id, _ in pack} == {str(number // 3)}
+    first, second = parts(2, replace(CONFIG, read_ahead=ahead)), parts(world, CONFIG)
+    assert steps(first, stop) == undisturbed[:stop]
+    state = join_states([part.state_dict() for part in first])
+    assert state["step"] == stop
+    for part in second:
+        part.load_state_dict(state)
+    assert steps(second, 15 - stop) == undisturbed[stop:]
+
+
+def test_a_state_without_a_step_is_of_a_run_that_needs_none(shapes: Manifest) -> None:
+    held = loader([shapes], CONFIG)
+    wanted = list(islice(held, 4))[2:]
+    again = loader([shapes], CONFIG)
+    list(islice(again, 2))
+    state = {k: v for k, v in again.state_dict().items() if k != "step"}
+    fresh = loader([shapes], CONFIG)
+    fresh.load_state_dict(state)
+    assert list(islice(fresh, 2)) == wanted
