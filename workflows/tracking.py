@@ -4,12 +4,15 @@ Everything is sent from a background thread. While the tracking server is away i
 and arrive later; the work neither waits nor fails.
 """
 
+import contextlib
+import dataclasses
 import io
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +63,13 @@ class _Session:
     """Last step that the server holds, by metric."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Metrics:
+    values: dict[str, float]
+    step: int
+    time_ms: int
+
+
 class Tracker:
     """Metrics, images, texts and inputs of one run.
 
@@ -76,6 +86,7 @@ class Tracker:
             lambda: _open(uri, spec), _is_permanent, capacity=capacity, retry_s=retry_s, name="MLflow"
         )
         self._outbox.put(lambda session: _describe(session, spec), droppable=False)
+        self._waiting: deque[_Metrics] = deque(maxlen=capacity)
 
     def run_id(self, timeout_s: float = 60.0) -> str | None:
         """The run's id; None when the server did not answer in `timeout_s`."""
@@ -89,9 +100,30 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log `values` at `step`; what an earlier attempt logged at it or later is not repeated."""
-        now = int(time.time() * 1000)
-        held = {name: float(value) for name, value in values.items()}
-        self._outbox.put(lambda session: _send_metrics(session, held, step, now))
+        held = _Metrics({name: float(value) for name, value in values.items()}, step, int(time.time() * 1000))
+        self._put(held)
+
+    def unsent(self) -> list[dict[str, Any]]:
+        """Metrics that the server does not hold yet, as JSON; `resend` takes them in a later process.
+
+        A process that is killed loses what waits in it: a checkpoint carries it over.
+        """
+        return [dataclasses.asdict(held) for held in list(self._waiting)]
+
+    def resend(self, unsent: Sequence[Mapping[str, Any]]) -> None:
+        """Log what `unsent` gave; what arrived after all is not repeated."""
+        for held in unsent:
+            self._put(_Metrics(dict(held["values"]), int(held["step"]), int(held["time_ms"])))
+
+    def _put(self, held: "_Metrics") -> None:
+        self._waiting.append(held)
+
+        def send(session: _Session) -> None:
+            _send_metrics(session, held.values, held.step, held.time_ms)
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(held)
+
+        self._outbox.put(send)
 
     def image(self, name: str, png: bytes, step: int) -> None:
         """Log a PNG under `name` at `step`: MLflow shows the images of a name as a series."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -126,6 +127,28 @@ def test_a_second_attempt_continues_the_run_and_repeats_no_step(server: Server) 
     history = client.get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
     assert [m.value for m in client.get_metric_history(run_id, "heldout/loss")] == [3.0]
+
+
+def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server) -> None:
+    spec = RunSpec("shapes", "third", "key-6")
+    away = Tracker("http://127.0.0.1:9", spec, retry_s=0.1)
+    for step in (1, 2):
+        away.metrics({"train/loss": 1.0 / step}, step)
+    kept = json.loads(json.dumps(away.unsent()))
+    assert [held["step"] for held in kept] == [1, 2]
+    away.close(timeout_s=0.1)
+
+    after = Tracker(server.uri, spec)
+    after.resend(kept)
+    after.metrics({"train/loss": 3.0}, 3)
+    after.resend(kept)
+    run_id = after.run_id()
+    after.close()
+    assert after.unsent() == []
+    assert run_id is not None
+    history = MlflowClient(server.uri).get_metric_history(run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 3.0)]
+    assert [m.timestamp for m in history][:2] == [held["time_ms"] for held in kept]
 
 
 def test_runs_of_other_keys_and_experiments_stay_apart(server: Server) -> None:

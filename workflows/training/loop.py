@@ -212,6 +212,7 @@ class Trainer:
         dist.all_gather_object(states, self.loader.state_dict())
         state = {"step": self.step, "elapsed_s": self._elapsed_s, "loader": join_states(states)}
         state["schedule"] = self._pace.state()
+        state["unsent_metrics"] = self._tracker.unsent() if self._tracker else []
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
         self._hooks.committed({"step": self.step, "checkpoint": join(self.root, "commits"), **self._latest})
 
@@ -224,4 +225,6 @@ class Trainer:
         self.optimiser.set_steps(self.step)
         self.loader.load_state_dict(restored.state["loader"])
         self._pace.load_state(restored.state.get("schedule", {}))
+        if self._tracker:
+            self._tracker.resend(restored.state.get("unsent_metrics", []))
         log.info("going on after step %d, %.0f s into the budget", self.step, self._before_s)
