@@ -6,11 +6,20 @@ from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.sampling.causal import CausalSampler
 from oneflow_core.sampling.masked import MaskedSampler
 from oneflow_core.sampling.sampler import InsertionSampler
-from oneflow_core.sampling.types import Generation, Reencode, Request, Sampler, SamplerConfig, Trace
+from oneflow_core.sampling.types import (
+    Generation,
+    ImageState,
+    Reencode,
+    Request,
+    Sampler,
+    SamplerConfig,
+    Trace,
+)
 
 __all__ = [
     "CausalSampler",
     "Generation",
+    "ImageState",
     "InsertionSampler",
     "MaskedSampler",
     "Request",

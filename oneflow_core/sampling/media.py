@@ -30,7 +30,7 @@ from oneflow_core.layout import (
 from oneflow_core.model.attention import AttentionPlan
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelInputs, ModelOutputs
-from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig, Trace
+from oneflow_core.sampling.types import Generation, ImageState, Reencode, Request, SamplerConfig, Trace
 
 Moved = Callable[[int], None]
 
@@ -64,6 +64,7 @@ class Media:
         self.patches: list[Tensor] = []
         self.image_time: list[float] = []
         self.image_document: list[int] = []
+        self.image_states: dict[int, list[ImageState]] = {}
         self.feature_I: list[int] = []
         """Where the features of each generated image are in `features`, or -1."""
         self.passes_B = np.zeros(len(requests), np.int64)
@@ -163,9 +164,15 @@ class Media:
             if i in weak_v:
                 v = weak_v[i] + self.config.image_guidance * (v - weak_v[i])
             t = torch.full((len(v),), self.image_time[i])
+            estimate = self.patches[i] + (1 - self.image_time[i]) * v.cpu()
             self.patches[i], t = euler_step(self.patches[i], v.cpu(), t, torch.full_like(t, float(step_I[i])))
             self.image_time[i] = float(t[0]) if float(t[0]) < 1 - 1e-6 else 1.0
             moved(self.image_document[i])
+            if self.config.trace_images:
+                latents = self.latent(i).numpy(), self.latent(i, estimate).numpy()
+                self.image_states.setdefault(i, []).append(
+                    ImageState(self.step, self.image_time[i], *latents)
+                )
 
     def next_time(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
         """Where a step from `time` leads; at most 1."""
@@ -176,10 +183,11 @@ class Media:
             then = grid.kappa(np.minimum(1.0, grid.inverse(np.minimum(time, 1.0)) + 1 / self.config.steps))
         return np.where(then > 1 - 1e-9, 1.0, then)
 
-    def latent(self, block: int) -> Tensor:
-        """An image as it stands, [C, h, w], in the codec's scale."""
+    def latent(self, block: int, patches: Tensor | None = None) -> Tensor:
+        """An image [C, h, w] in the codec's scale; of `patches`, or as it stands."""
         rows, cols = self.requests[self.image_document[block]].grid
-        return unpatchify(self.patches[block] * self.model.latent_scale, rows, cols, self.model.patch)
+        held = self.patches[block] if patches is None else patches
+        return unpatchify(held * self.model.latent_scale, rows, cols, self.model.patch)
 
     def generation(
         self,
@@ -201,7 +209,9 @@ class Media:
                 segments.append(tuple(made.token_E[run].tolist()))
         passes = int(self.passes_B[b])
         times, steps = tuple(born.tolist()), tuple(born_step.tolist())
-        trace = Trace(tuple(made.token_E.tolist()), times, steps, passes, deleted)
+        blocks = made.block_E[made.kind_E == IMAGE].tolist() if self.config.trace_images else []
+        states = tuple(tuple(self.image_states.get(i, ())) for i in blocks)
+        trace = Trace(tuple(made.token_E.tolist()), times, steps, passes, deleted, states)
         return Generation(tuple(segments), trace)
 
 

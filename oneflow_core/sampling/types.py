@@ -60,6 +60,8 @@ class SamplerConfig:
     text_delay: float = 0.0
     """For a document that begins with images: their time at which its text begins, in [0, 1). 0 moves both together,
     the diagonal of independent times and the path of fixed ones; reversed times were trained with any delay."""
+    trace_images: bool = False
+    """Keeps every image as it was after each of its steps, in the trace."""
     prefix_cache: bool = True
     """Computes keys and values of prompts once, where the network's prompts attend among themselves alone
     (`prompt_attention` prefix); off computes them at every step, with the same result."""
@@ -115,6 +117,19 @@ class Request:
 
 
 @dataclass(frozen=True)
+class ImageState:
+    """An image after one step. Latents [C, h, w], float32, in the scale of the codec."""
+
+    step: int
+    time: float
+    """t_img after the step; 1 is done."""
+    latent: NDArray[np.float32]
+    """Y_t, still noisy."""
+    estimate: NDArray[np.float32]
+    """Where the step's velocity would lead at t = 1: what a preview shows."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """When everything came to be. Entry i belongs to generated element i of the final document, in order."""
 
@@ -128,6 +143,8 @@ class Trace:
     """Forward passes until this document was done."""
     deleted: int = 0
     """Elements that were inserted and taken out again; they are not among the others."""
+    images: tuple[tuple[ImageState, ...], ...] = ()
+    """States of every generated image, in order, under `SamplerConfig.trace_images`."""
 
 
 @dataclass(frozen=True)

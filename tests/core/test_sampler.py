@@ -296,3 +296,20 @@ def test_only_documents_begin_with_images() -> None:
         Request((), "text", GRID, images=1)
     with pytest.raises(ValueError, match="text_delay"):
         SamplerConfig(text_delay=1.0)
+
+
+def test_a_trace_holds_the_states_of_images_where_it_is_asked_for() -> None:
+    """Under an oracle every step's estimate is the image itself, and Y_t is on the line from the noise to it."""
+    sampler = InsertionSampler(Oracle(Answer([5, 1, 6], value=-1.25)), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    config = SamplerConfig(steps=5, image_guidance=1.0, trace_images=True)
+    (out,) = sampler.generate([document(0)], config)
+    (states,) = out.trace.images
+    assert [s.time for s in states] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [s.step for s in states] == list(range(states[0].step, states[0].step + 5))
+    noise = (states[0].latent + 1.25 * 0.2) / 0.8
+    for state in states:
+        assert state.estimate == pytest.approx(-1.25, abs=1e-4)
+        assert np.allclose(state.latent, (1 - state.time) * noise - 1.25 * state.time, atol=1e-4)
+    assert np.array_equal(states[-1].latent, out.segments[1])
+    (plain,) = sampler.generate([document(0)], SamplerConfig(steps=5, image_guidance=1.0))
+    assert plain.trace.images == ()
