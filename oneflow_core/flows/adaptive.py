@@ -50,14 +50,14 @@ def tally(schedule: Schedule, clock_K: NDArray[np.float32], nll_K: Tensor) -> Te
 
 
 def fit(sums_3B: FloatArray, share: float) -> Table:
-    """The table of sums that `tally` made; straight where they say too little (fewer than two bins).
+    """The table of sums that `tally` made; straight where they say too little (fewer than two bins with a token).
 
     Args:
         sums_3B: tallies added up, old ones perhaps forgotten in part.
         share: s, from 0 (linear) to below 1.
     """
     count_B, share_B, loss_B = sums_3B
-    told = (count_B > 0) & np.isfinite(loss_B)
+    told = (count_B >= 1) & np.isfinite(loss_B)
     grid = np.linspace(0, 1, STEPS + 1)
     u, fall = _fall(share_B[told] / count_B[told], loss_B[told] / count_B[told], count_B[told])
     inverse = np.interp(grid, (1 - share) * u + share * fall, u)
