@@ -30,7 +30,7 @@ def trained(config: ModelConfig, laws: Mapping[float, Law]) -> tuple[OneFlowMode
     model, made, examples = OneFlowModel(config), objective(config), drawn()[1]
     pack = collate(
         [
-            replace(examples[key], clock=time, weight=p / len(laws))
+            replace(examples[key], clock_C=np.array([time]), weight_C=np.array([p / len(laws)]))
             for time, law in laws.items()
             for key, p in law.items()
         ]
@@ -49,7 +49,7 @@ def trained(config: ModelConfig, laws: Mapping[float, Law]) -> tuple[OneFlowMode
 def heads_at(model: OneFlowModel, states: list[Ids], time: float) -> list[NDArray[np.float64]]:
     """pi, the total rate and Q of all slots of these states, in order."""
     examples = {state: example for (state, _), example in drawn()[1].items()}
-    inputs = collate([replace(examples[s], clock=time) for s in states]).inputs
+    inputs = collate([replace(examples[s], clock_C=np.array([time])) for s in states]).inputs
     whole = {"logit_slot_R": torch.arange(len(inputs.slot_S)), "pair_row_K": None, "pair_token_K": None}
     with torch.no_grad():
         out = model(replace(inputs, **whole))
