@@ -7,12 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one comparison. Layers, heads and their width are those of both sides; the peer's width is its own."""
+    """Of one comparison. Layers and the width of a head are those of both sides."""
 
     layers: int = 12
-    heads: int = 8
-    head_dim: int = 48
-    peer_width: int = 256
+    heads: int = 6
+    head_dim: int = 64
+    """Our width is heads times this."""
+    peer_heads: int = 8
+    peer_width: int = 248
     """Residual stream of the peer: most of its parameters are in adaptive norms, so it is narrower for as many."""
     vocabulary: int = 2048
     text: int = 128

@@ -22,7 +22,7 @@ def step(sizes: dict[str, int], device: str) -> Callable[[int], dict[str, Any]]:
     transformer = {
         "dim": shape.peer_width,
         "depth": shape.layers,
-        "heads": shape.heads,
+        "heads": shape.peer_heads,
         "dim_head": shape.head_dim,
         "use_flex_attn": device.startswith("cuda"),
     }

@@ -16,7 +16,16 @@ from workflows.bench.plain import Block, Kept, Plain
 from workflows.errors import OneFlowError
 
 TINY = Sizes(
-    layers=2, heads=2, head_dim=8, peer_width=16, vocabulary=50, text=12, side=4, channels=4, batch=3
+    layers=2,
+    heads=2,
+    head_dim=8,
+    peer_heads=2,
+    peer_width=16,
+    vocabulary=50,
+    text=12,
+    side=4,
+    channels=4,
+    batch=3,
 )
 PEER = "workflows.bench.transfusion:step"
 
