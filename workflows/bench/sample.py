@@ -39,7 +39,7 @@ class Size:
     side: int = 16
     """Patches along one side of a generated image."""
     image_steps: int = 10
-    batch: int = 8
+    batch: int = 4
     """Documents that are written at once for documents per second."""
 
     def model(self, **dims: Any) -> ModelConfig:
