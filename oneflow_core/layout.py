@@ -207,12 +207,15 @@ def _lay_out_tokens(elements: Elements) -> Layout:
     """A state without images is laid out as it stands; long texts are worth the shorter way."""
     none, document_E = np.zeros(0, np.int64), elements.document_E
     (slot_S,) = elements.slot_E.nonzero()
+    place_T = position_T = _positions(document_E, elements.copy_E)
+    if elements.copy_E.any():
+        place_T = _positions(document_E, np.zeros_like(document_E))
     return Layout(
         token_T=elements.token_E,
         document_T=document_E,
         copy_T=elements.copy_E,
-        element_T=_positions(document_E, np.zeros_like(document_E)),
-        position_T=_positions(document_E, elements.copy_E),
+        element_T=place_T,
+        position_T=position_T,
         prompt_T=elements.prompt_E,
         slot_S=slot_S,
         patch_N=none,
@@ -230,7 +233,7 @@ def _document_starts(document_T: IntArray) -> IntArray:
 
 def _positions(document_T: IntArray, copy_T: IntArray) -> IntArray:
     """Places within the document; each copy goes on where the prefix ends."""
-    if len(document_T) and document_T[0] == document_T[-1] and (copy_T == 0).all():
+    if len(document_T) and document_T[0] == document_T[-1] and not copy_T.any():
         return np.arange(len(document_T))
     start_R, length_R = runs(document_T, copy_T)
     before_R = np.zeros(len(start_R), np.int64)

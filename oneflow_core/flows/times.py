@@ -55,6 +55,8 @@ class Times:
     @property
     def keep_E(self) -> NDArray[np.bool_]:
         """Which elements are there."""
+        if not len(self.image_I):
+            return self.birth_E <= self.text
         clock_E = np.full(len(self.birth_E), self.text)
         clock_E[self.image_E] = self.image_I
         keep_E: NDArray[np.bool_] = self.birth_E <= clock_E
@@ -63,6 +65,8 @@ class Times:
     @property
     def image_time_I(self) -> FloatArray:
         """How far each image has flowed, at most 1; below 0 where it is not there."""
+        if not len(self.image_I):
+            return self.image_I
         return image_times(self.image_I, self.birth_E[self.image_E])
 
 
@@ -108,12 +112,12 @@ def draw_times(
         clock = 1.0
     else:
         clock = float(rng.random()) * (2.0 if name in ("interleaved", "reversed") else 1.0)
-    text, image_I = clock, np.full(int(image_E.sum()), clock)
+    text, image_I = clock, np.full(np.count_nonzero(image_E), clock)
     if name == "independent":
         image_I = free(len(image_I))
     if name == "reversed":
         text = max(0.0, clock - float(draw_births(schedule, 1, rng)[0]))
-    if name != "interleaved":
+    if name != "interleaved" and len(image_I):
         birth_E[image_E] = 0.0
     birth_E[given_E] = -np.inf
     return Times(text, image_I, birth_E, image_E)

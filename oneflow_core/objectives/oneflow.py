@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from oneflow_core.tokenizer import Tokenizer
 
 
+NO_IMAGES = np.zeros(0, np.int64)
+
+
 class OneFlowObjective:
     """Deletes elements of a document and asks what is missing where; noises its images and asks where they flow."""
 
@@ -116,7 +119,7 @@ class OneFlowObjective:
             complete_E = kept.kind_E == IMAGE
             complete_E[complete_E] = times.image_time_I[kept.block_E[complete_E]] >= 1
             kept = self._canvas.as_read(task, kept, complete_E)
-        present = kept.block_E[kept.kind_E == IMAGE]
+        present = kept.block_E[kept.kind_E == IMAGE] if len(times.image_I) else NO_IMAGES
         patches = self._canvas.noised(task, sample, present, times.image_time_I, rng)
         spurious_S = None if spurious_E is None else labels(kept, spurious_E[keep_E])
         return Copy(kept, *_missing(clean, keep_E, kept), patches, times.text, spurious_S)
