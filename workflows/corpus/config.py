@@ -2,48 +2,18 @@
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from workflows.config import Config
+from workflows.corpus.encode_config import EncodeConfig
 from workflows.corpus.fingerprint import fingerprint
+from workflows.corpus.selection_config import DuplicatesConfig
+from workflows.corpus.source_config import Name, SourceConfig
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when ingest, encode or shard give other bytes for the same input, so that nothing old is mixed in."""
-
-Name = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-
-
-class SourceConfig(Config):
-    """One source: files of one format under one licence."""
-
-    name: str = Field(pattern=Name)
-    """Stands in document ids and paths."""
-    format: Literal["webdataset", "jsonl", "folder"]
-    """webdataset: tars of images with .txt and .json beside. jsonl: rows with questions or segments, images in a
-    tar or folder of the same stem. folder: directories of images with .txt and .json beside."""
-    urls: list[str] = Field(min_length=1)
-    """Files, or directories for `folder`; `*`, `?`, `{a,b}` and `{00..09}` are understood, and `${root}`."""
-    licence: str = Field(min_length=1)
-    """SPDX id or a name, for documents that do not carry their own."""
-    caption: str = "{txt}"
-    """webdataset, folder: how the caption is made of a sample's members: `{txt}`, `{json.caption}`, ..."""
-    columns: dict[str, str] = {}
-    """jsonl: our column name -> theirs (id, question, answer, image, segments, text, licence)."""
-    limit: int | None = Field(default=None, ge=1)
-    """Most documents taken of each file, in the order of its rows; None: all."""
-    share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the documents taken, chosen by seed and document id."""
-
-    @field_validator("columns")
-    @classmethod
-    def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        known = {"id", "question", "answer", "image", "segments", "text", "licence"}
-        unknown = sorted(set(columns) - known)
-        if unknown:
-            raise ValueError(f"unknown column {unknown[0]!r} (known: {', '.join(sorted(known))})")
-        return columns
 
 
 class LimitsConfig(Config):
@@ -57,34 +27,6 @@ class LimitsConfig(Config):
     """Largest image file."""
     images: int = Field(default=32, ge=1)
     """Most images in a document."""
-
-
-class ModelConfig(Config):
-    """A codec or encoder by name."""
-
-    name: str = "embedded"
-    """"embedded", a directory, or a hub name."""
-    subfolder: str | None = None
-    """Where in a directory or repository the model lies, e.g. vae."""
-
-
-class EncodeConfig(Config):
-    """How images become latents and features."""
-
-    codec: ModelConfig = ModelConfig()
-    """Latent codec: what the model generates."""
-    understanding: ModelConfig | None = ModelConfig()
-    """Understanding encoder: what the model looks at; null stores no features."""
-    image_size: int = Field(default=64, ge=8)
-    """Side of the square, in pixels, that every image is cropped and resized to."""
-    batch_size: int = Field(default=64, ge=1)
-    """Images in one pass of the encoders. Short batches are padded, so that a latent does not depend on it."""
-    part_images: int = Field(default=1024, ge=1)
-    """Most images in one stored part."""
-    actors: int | None = Field(default=None, ge=1)
-    """Encoders at once; None: one for each CPU of the cluster (or GPU, when they take one)."""
-    gpus_per_actor: float = Field(default=0, ge=0)
-    """GPUs that each encoder takes; 0 encodes on the CPU."""
 
 
 class ShardConfig(Config):
@@ -105,6 +47,7 @@ class CorpusConfig(Config):
     """Corpus root, any fsspec URL; parts are shared by all corpora under it."""
     sources: list[SourceConfig] = Field(min_length=1)
     limits: LimitsConfig = LimitsConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     encode: EncodeConfig = EncodeConfig()
     shard: ShardConfig = ShardConfig()
     seed: int = 0

@@ -28,7 +28,9 @@ def document_of(draft: Draft, unit: Unit, limits: LimitsConfig) -> Document | Re
         except (CheckError, PictureError) as error:
             raw = content.data or content.name.encode() if isinstance(content, Picture) else content
             return Refused(draft.key, str(error), head(raw))
-    return Document(f"{unit.source}/{unit.stem}/{draft.key}", unit.source, draft.licence, tuple(segments))
+    return Document(
+        f"{unit.source}/{unit.stem}/{draft.key}", unit.source, draft.licence, tuple(segments), draft.meta
+    )
 
 
 def sha256_of(picture: Picture) -> str:
@@ -50,6 +52,6 @@ def _text(text: str, limits: LimitsConfig) -> str:
 
 def _image(picture: Picture, limits: LimitsConfig) -> tuple[str, int, int]:
     if picture.data is None:
-        raise CheckError("image missing")
+        raise CheckError(picture.reason)
     width, height = probe(picture.data, limits)
     return sha256_of(picture), width, height

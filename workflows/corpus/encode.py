@@ -13,19 +13,22 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from workflows.corpus import ingest
 from workflows.corpus.cluster import Environment, cluster, cpus
-from workflows.corpus.config import CorpusConfig, ModelConfig
+from workflows.corpus.config import CorpusConfig
 from workflows.corpus.documents import sha256_of
+from workflows.corpus.encode_config import ModelConfig
 from workflows.corpus.encoded import Store, write_encoded
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.parts import read_part
 from workflows.corpus.pictures import PictureError, Square, square
 from workflows.corpus.progress import Progress
-from workflows.corpus.sources import READERS, Draft, Picture
-from workflows.corpus.units import Unit, fetched, list_units
+from workflows.corpus.selection import Selection, select
+from workflows.corpus.sources import Draft, Picture
+from workflows.corpus.units import Unit, list_units, opened
 from workflows.errors import OneFlowError
 
 Models = tuple[str | None, str | None]
@@ -76,7 +79,7 @@ def run(config: CorpusConfig) -> EncodeReport:
         return EncodeReport(None, None, 0, 0, time.monotonic() - begin)
     with cluster():
         stores = load_stores(config, *identify(config))
-        jobs, images = plan(config, units, stores)
+        jobs, images = plan(config, units, select(config, units), stores)
         encoded = sum(len(chunk.images) for job in jobs for chunk in job.chunks)
         if jobs:
             _encode(config, jobs, stores)
@@ -103,13 +106,20 @@ def load_stores(config: CorpusConfig, codec: str | None, encoder: str | None) ->
     )
 
 
-def plan(config: CorpusConfig, units: Sequence[UnitReport], stores: Sequence[Store]) -> tuple[list[Job], int]:
+def images_of(unit: UnitReport, taken: NDArray[np.bool_]) -> list[str]:
+    """SHA-256 of the images of those documents of a unit that are taken, each once, in their order."""
+    column = read_part(unit.url, ["images"])["images"].filter(pa.array(taken))
+    return list(dict.fromkeys(sha256 for images in column.to_pylist() for sha256 in images))
+
+
+def plan(
+    config: CorpusConfig, units: Sequence[UnitReport], selection: Selection, stores: Sequence[Store]
+) -> tuple[list[Job], int]:
     """What is to be encoded, each image in the first unit that has it; and how many distinct images there are."""
     seen: set[str] = set()
     jobs: list[Job] = []
-    for unit in units:
-        column = read_part(unit.url, ["images"])["images"]
-        new = [s for s in dict.fromkeys(s for images in column.to_pylist() for s in images) if s not in seen]
+    for number, unit in enumerate(units):
+        new = [s for s in images_of(unit, selection.taken(number)) if s not in seen]
         seen.update(new)
         chunks = _chunks(config, new, stores)
         if chunks:
@@ -294,9 +304,8 @@ def filled(config: CorpusConfig, job: Job) -> Iterator[tuple[Chunk, list[Square]
 
 
 def _pictures(config: CorpusConfig, unit: Unit) -> Iterator[tuple[str, Picture]]:
-    source = next(s for s in config.sources if s.name == unit.source)
-    with fetched(unit) as path:
-        for draft in READERS[source.format].read(path, source):
+    with opened(config, unit) as drafts:
+        for draft in drafts:
             for content, _ in draft.segments if isinstance(draft, Draft) else ():
                 if isinstance(content, Picture) and content.data is not None:
                     yield sha256_of(content), content

@@ -19,8 +19,8 @@ from workflows.corpus.config import CorpusConfig
 from workflows.corpus.documents import document_of
 from workflows.corpus.parts import list_parts, read_facts, write_part
 from workflows.corpus.progress import Progress
-from workflows.corpus.sources import READERS, Refused
-from workflows.corpus.units import Unit, digest_of, fetched, list_units
+from workflows.corpus.sources import Refused
+from workflows.corpus.units import Unit, list_units, opened
 from workflows.errors import OneFlowError
 from workflows.storage import join
 
@@ -128,8 +128,8 @@ def ingest_unit(config: CorpusConfig, unit: Unit) -> Account:
     source = next(s for s in config.sources if s.name == unit.source)
     rows: list[dict[str, Any]] = []
     refused: list[Refused] = []
-    with fetched(unit) as path:
-        for draft in READERS[source.format].read(path, source):
+    with opened(config, unit) as drafts:
+        for draft in drafts:
             found = draft if isinstance(draft, Refused) else document_of(draft, unit, config.limits)
             if isinstance(found, Refused):
                 refused.append(found)
@@ -137,7 +137,7 @@ def ingest_unit(config: CorpusConfig, unit: Unit) -> Account:
                 rows.append(_row(found))
             if source.limit is not None and len(rows) >= source.limit:
                 break
-        sha256 = digest_of(unit, path)
+        sha256 = drafts.sha256()
     account = Account(len(rows) + len(refused), len(rows), Counter(r.reason for r in refused))
     part = unit.part(config) + ".parquet"
     if refused:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from oneflow_core.data.manifest import LATEST_NAME, MANIFEST_NAME, Account, Manifest, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
@@ -22,12 +23,13 @@ from oneflow_core.document import Document
 from workflows.corpus import ingest
 from workflows.corpus.cluster import Environment, cluster, cpus
 from workflows.corpus.config import FORMAT, CorpusConfig
-from workflows.corpus.encode import Models, identify, load_stores
+from workflows.corpus.encode import Models, identify, images_of, load_stores
 from workflows.corpus.encoded import Store, read_encoded
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.parts import read_part
 from workflows.corpus.progress import Progress
 from workflows.corpus.provenance import created_by
+from workflows.corpus.selection import Selection, order_of, select
 from workflows.corpus.units import list_units
 from workflows.errors import OneFlowError
 from workflows.storage import join, put_atomic
@@ -49,9 +51,10 @@ class ShardReport:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of documents, and the parts of arrays that it needs."""
+    """A part of documents, which of its rows are taken, and the parts of arrays that these need."""
 
     url: str
+    taken: NDArray[np.bool_]
     latents: tuple[str, ...]
     features: tuple[str, ...]
 
@@ -77,49 +80,45 @@ def run(config: CorpusConfig, models: Models | None = None) -> ShardReport:
     """
     begin = time.monotonic()
     units = ingest.reports(config, list_units(config))
+    selection = select(config, units)
     with cluster():
-        plan = _plan(config, units, models)
+        plan = _plan(config, units, selection, models)
         url = join(config.root, "shards", config.name, plan.version)
-        entries, licences, kept = _write(config, plan, url)
-    manifest = _manifest(config, units, plan, entries, licences, kept)
+        entries, licences = _write(config, plan, url)
+    manifest = _manifest(config, units, selection, plan, entries, licences)
     put_atomic(join(url, MANIFEST_NAME), manifest.to_bytes())
     put_atomic(join(config.root, "shards", config.name, LATEST_NAME), f"{plan.version}\n".encode())
     return ShardReport(url, manifest, time.monotonic() - begin)
 
 
-def order_of(seed: int, doc_id: str) -> int:
-    """A document's place in the global order, of 2**64."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{doc_id}".encode(), digest_size=8).digest(), "big")
-
-
-def taken(seed: int, doc_id: str, share: float) -> bool:
-    """Whether a document is among the `share` of its source that is taken."""
-    return share >= 1 or order_of(seed, f"share:{doc_id}") < share * 2**64
-
-
-def _plan(config: CorpusConfig, units: Sequence[UnitReport], models: Models | None) -> _Plan:
+def _plan(
+    config: CorpusConfig, units: Sequence[UnitReport], selection: Selection, models: Models | None
+) -> _Plan:
     if models is None:
         models = identify(config) if any(unit.images for unit in units) else (None, None)
     latents, features = load_stores(config, *models)
     pieces, used = [], set[str]()
-    for unit in units:
-        images = {s for row in read_part(unit.url, ["images"])["images"].to_pylist() for s in row}
+    for number, unit in enumerate(units):
+        taken = selection.taken(number)
+        images = set(images_of(unit, taken))
         used |= images
-        pieces.append(_piece(unit, sorted(images), latents, features))
+        pieces.append(_piece(unit, taken, sorted(images), latents, features))
     version = _version(config, units, used, (latents, features))
     shapes = latents.shape(), features.shape()
-    count = _shards(config, units, shapes)
+    count = _shards(config, units, selection, shapes)
     return _Plan(version, count, tuple(pieces), latents.model, features.model, *shapes)
 
 
-def _piece(unit: UnitReport, images: Sequence[str], latents: Store, features: Store) -> _Piece:
+def _piece(
+    unit: UnitReport, taken: NDArray[np.bool_], images: Sequence[str], latents: Store, features: Store
+) -> _Piece:
     for store in (latents, features):
         missing = [s for s in images if store.model is not None and s not in store.places]
         if missing:
             cause = f"{len(missing)} of its images have no {store.kind} by {store.model}"
             raise OneFlowError(unit.unit.main, cause, "run oneflow corpus build with --stage encode")
     stored = [tuple(s.parts_of(images)) if s.model is not None else () for s in (latents, features)]
-    return _Piece(unit.url, *stored)
+    return _Piece(unit.url, taken, *stored)
 
 
 def _version(
@@ -138,13 +137,15 @@ def _version(
 
 
 def _shards(
-    config: CorpusConfig, units: Sequence[UnitReport], shapes: Sequence[tuple[int, ...] | None]
+    config: CorpusConfig,
+    units: Sequence[UnitReport],
+    selection: Selection,
+    shapes: Sequence[tuple[int, ...] | None],
 ) -> int:
     arrays = [128 + 2 * int(np.prod(shape)) + TAR_MEMBER_BYTES for shape in shapes if shape is not None]
-    shares = {source.name: source.share for source in config.sources}
     size = documents = 0.0
-    for unit in units:
-        share = shares[unit.unit.source]
+    for number, unit in enumerate(units):
+        share = float(selection.taken(number).mean()) if unit.account.kept else 0.0
         own = unit.document_bytes + unit.account.kept * TAR_MEMBER_BYTES
         size += share * (own + unit.images * sum(arrays))
         documents += share * unit.account.kept
@@ -152,10 +153,8 @@ def _shards(
     return max(1, int(min(wanted, documents)))
 
 
-def _write(
-    config: CorpusConfig, plan: _Plan, url: str
-) -> tuple[list[ShardEntry], Counter[str], Counter[str]]:
-    """The shards written to `url`; with samples by licence, and by source."""
+def _write(config: CorpusConfig, plan: _Plan, url: str) -> tuple[list[ShardEntry], Counter[str]]:
+    """The shards written to `url`; with samples by licence."""
     import ray.data
 
     progress = Progress("shard", plan.shards, "shards")
@@ -169,17 +168,17 @@ def _write(
     grouped = joined.groupby("shard", num_partitions=min(plan.shards, 4 * cpus()))
     written = grouped.map_groups(_Write(url, environment).__call__, batch_format="pyarrow")
     entries: list[ShardEntry] = []
-    licences, kept = Counter[str](), Counter[str]()
+    licences = Counter[str]()
     try:
         for row in written.iter_rows():
             entries.append(ShardEntry(**json.loads(row["entry"])))
             licences.update(json.loads(row["licences"]))
-            kept.update(json.loads(row["sources"]))
             progress.add(1)
     finally:
         context.shuffle_strategy = usual
-    progress.finish(f"{sum(kept.values()):,} documents, {sum(e.bytes for e in entries) / 1e6:,.1f} MB")
-    return sorted(entries, key=lambda entry: entry.name), licences, kept
+    documents, size = sum(e.samples for e in entries), sum(e.bytes for e in entries)
+    progress.finish(f"{documents:,} documents, {size / 1e6:,.1f} MB")
+    return sorted(entries, key=lambda entry: entry.name), licences
 
 
 SHUFFLED = pa.schema(
@@ -207,16 +206,12 @@ class _Join:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         self.environment.apply()
         piece = self.plan.pieces[batch["piece"][0].as_py()]
-        documents = read_part(piece.url)
+        documents = read_part(piece.url).filter(pa.array(piece.taken))
         images = {s for row in documents["images"].to_pylist() for s in row}
         arrays = [read_encoded(parts, images) for parts in (piece.latents, piece.features)]
         for start in range(0, documents.num_rows, ROWS):
             rows = documents.slice(start, ROWS).to_pylist()
-            yield pa.Table.from_pylist([self._row(row, arrays) for row in rows if self._taken(row)], SHUFFLED)
-
-    def _taken(self, row: Mapping[str, Any]) -> bool:
-        source = next(s for s in self.config.sources if s.name == row["source"])
-        return taken(self.config.seed, row["doc_id"], source.share)
+            yield pa.Table.from_pylist([self._row(row, arrays) for row in rows], SHUFFLED)
 
     def _row(self, row: Mapping[str, Any], arrays: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         order = order_of(self.config.seed, row["doc_id"])
@@ -259,8 +254,7 @@ class _Write:
             "index_sha256": hashlib.sha256(index).hexdigest(),
         }
         licences = Counter(s.document.licence for s in samples)
-        sources = Counter(s.document.source for s in samples)
-        columns = {"entry": entry, "licences": licences, "sources": sources}
+        columns = {"entry": entry, "licences": licences}
         return pa.table({name: [json.dumps(value)] for name, value in columns.items()})
 
 
@@ -275,16 +269,15 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 def _manifest(
     config: CorpusConfig,
     units: Sequence[UnitReport],
+    selection: Selection,
     plan: _Plan,
     entries: Sequence[ShardEntry],
     licences: Mapping[str, int],
-    kept: Mapping[str, int],
 ) -> Manifest:
-    accounts = {}
-    for source, account in ingest.accounts(units).items():
-        left = account.kept - kept.get(source, 0)
-        refused = {**account.refused, **({"left out by share": left} if left else {})}
-        accounts[source] = Account(account.read, kept.get(source, 0), refused)
+    accounts, left_out = ingest.accounts(units), selection.left_out(units)
+    for source, account in accounts.items():
+        left = left_out[source]
+        accounts[source] = Account(account.read, account.kept - left.total(), {**account.refused, **left})
     return Manifest(
         name=config.name,
         version=plan.version,

@@ -13,8 +13,9 @@ from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from workflows.corpus.config import CorpusConfig, SourceConfig
-from workflows.corpus.sources import READERS, Reader
+from workflows.corpus.config import CorpusConfig
+from workflows.corpus.source_config import SourceConfig
+from workflows.corpus.sources import READERS, Draft, Reader, Refused
 from workflows.corpus.sources.members import is_image
 from workflows.errors import OneFlowError, UsageError
 from workflows.storage import explained, open_fs
@@ -74,6 +75,28 @@ def list_units(config: CorpusConfig) -> list[Unit]:
         UsageError: two inputs of a source with the same name.
     """
     return [unit for source in config.sources for unit in _units(config, source)]
+
+
+class Rows:
+    """What a unit holds: its drafts and refusals, in order; the same each time."""
+
+    def __init__(self, unit: Unit, path: Path, source: SourceConfig) -> None:
+        self._unit, self._path, self._source = unit, path, source
+
+    def __iter__(self) -> Iterator[Draft | Refused]:
+        return READERS[self._source.format].read(self._path, self._source)
+
+    def sha256(self) -> str:
+        """Digest of the unit's files."""
+        return digest_of(self._unit, self._path)
+
+
+@contextmanager
+def opened(config: CorpusConfig, unit: Unit) -> Iterator[Rows]:
+    """The rows of `unit`, for as long as this is open."""
+    source = next(s for s in config.sources if s.name == unit.source)
+    with fetched(unit) as path:
+        yield Rows(unit, path, source)
 
 
 @contextmanager

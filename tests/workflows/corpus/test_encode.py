@@ -15,6 +15,7 @@ from workflows.corpus.encode import Encoder, Job, filled, load_models, plan
 from workflows.corpus.encoded import Store, read_encoded
 from workflows.corpus.ingest import UnitReport, reports
 from workflows.corpus.pictures import square
+from workflows.corpus.selection import select
 from workflows.corpus.units import list_units
 from workflows.errors import OneFlowError
 
@@ -51,6 +52,11 @@ def units_of(config: CorpusConfig) -> list[UnitReport]:
     return reports(config, list_units(config))
 
 
+def plan_all(config: CorpusConfig, stores: tuple[Store, Store]) -> tuple[list[Job], int]:
+    units = units_of(config)
+    return plan(config, units, select(config, units), stores)
+
+
 def stores(config: CorpusConfig, latents: str | None = "c@1", features: str | None = None) -> list[Store]:
     return [
         Store.load(config.root, "latents", latents, config.encode.image_size),
@@ -77,7 +83,7 @@ def test_each_image_is_planned_once_in_its_first_unit(tmp_path: Path, codec: str
     tar(tmp_path / "raw" / "a.tar", pairs(0, 6))
     tar(tmp_path / "raw" / "b.tar", pairs(3, 6))
     config = small(tmp_path, codec)
-    jobs, images = plan(config, units_of(config), stores(config))
+    jobs, images = plan_all(config, stores(config))
     assert images == 9
     assert [[len(chunk.images) for chunk in job.chunks] for job in jobs] == [[4, 2], [3]]
     assert len({image for job in jobs for chunk in job.chunks for image in chunk.images}) == 9
@@ -88,11 +94,11 @@ def test_what_is_stored_is_not_planned_again_and_chunks_stay_the_same(tmp_path: 
     tar(tmp_path / "raw" / "a.tar", pairs(0, 10))
     config = small(tmp_path, codec)
     units = units_of(config)
-    ((job,), _) = plan(config, units, stores(config))
+    ((job,), _) = plan(config, units, select(config, units), stores(config))
     for done in job.chunks:
         encode(config, [Job(job.unit, (done,))], stores(config))
         rest = [chunk for chunk in job.chunks if chunk != done]
-        ((again,), _) = plan(config, units, stores(config))
+        ((again,), _) = plan(config, units, select(config, units), stores(config))
         assert list(again.chunks) == rest
         Path(stores(config)[0].parts[0]).unlink()
 
@@ -101,11 +107,11 @@ def test_another_encoder_encodes_only_what_it_lacks(tmp_path: Path, codec: str) 
     tar(tmp_path / "raw" / "a.tar", pairs(0, 3))
     config = small(tmp_path, codec)
     units = units_of(config)
-    encode(config, plan(config, units, stores(config))[0], stores(config))
-    assert plan(config, units, stores(config)) == ([], 3)
-    ((job,), _) = plan(config, units, stores(config, features="e@1"))
+    encode(config, plan(config, units, select(config, units), stores(config))[0], stores(config))
+    assert plan(config, units, select(config, units), stores(config)) == ([], 3)
+    ((job,), _) = plan(config, units, select(config, units), stores(config, features="e@1"))
     assert [chunk.wants for chunk in job.chunks] == [("features",)]
-    ((job,), _) = plan(config, units, stores(config, latents="c@2", features="e@1"))
+    ((job,), _) = plan(config, units, select(config, units), stores(config, latents="c@2", features="e@1"))
     assert [chunk.wants for chunk in job.chunks] == [("latents", "features")]
 
 
@@ -113,7 +119,7 @@ def test_latents_are_the_codec_s_whatever_they_were_encoded_with(tmp_path: Path,
     tar(tmp_path / "raw" / "a.tar", pairs(0, 5))
     config = small(tmp_path, codec)
     units = units_of(config)
-    encode(config, plan(config, units, stores(config))[0], stores(config))
+    encode(config, plan(config, units, select(config, units), stores(config))[0], stores(config))
     (store, _) = stores(config)
     model = load_models((config.encode.codec, None), "cpu")["latents"]
     images = {image: i for i, image in enumerate(list(store.places))}
@@ -129,14 +135,14 @@ def test_latents_are_the_codec_s_whatever_they_were_encoded_with(tmp_path: Path,
     first = {url: Path(url).read_bytes() for url in store.parts}
     for url in first:
         Path(url).unlink()
-    encode(config, plan(config, units, stores(config))[0], stores(config))
+    encode(config, plan(config, units, select(config, units), stores(config))[0], stores(config))
     assert {url: Path(url).read_bytes() for url in stores(config)[0].parts} == first
 
 
 def test_a_source_that_changed_is_told(tmp_path: Path, codec: str) -> None:
     path = tar(tmp_path / "raw" / "a.tar", pairs(0, 5))
     config = small(tmp_path, codec)
-    (job,), _ = plan(config, units_of(config), stores(config))
+    (job,), _ = plan_all(config, stores(config))
     tar(path, pairs(0, 3))
     with pytest.raises(OneFlowError, match=r"changed since it was ingested \(2 of its images are gone\)"):
         list(filled(config, job))
@@ -145,7 +151,7 @@ def test_a_source_that_changed_is_told(tmp_path: Path, codec: str) -> None:
 def test_text_alone_needs_no_encoder(tmp_path: Path, codec: str) -> None:
     jsonl(tmp_path / "raw" / "t.jsonl", [{"text": "x"}])
     config = small(tmp_path, codec, {"name": "t", "format": "jsonl", "urls": ["${root}/raw/t.jsonl"]})
-    assert plan(config, units_of(config), stores(config)) == ([], 0)
+    assert plan_all(config, stores(config)) == ([], 0)
 
 
 def test_latents_that_do_not_fit_are_told(tmp_path: Path, codec: str) -> None:
@@ -160,7 +166,7 @@ def test_latents_that_do_not_fit_are_told(tmp_path: Path, codec: str) -> None:
     (huge / weights).write_bytes((Path(codec) / weights).read_bytes())
     tar(tmp_path / "raw" / "a.tar", pairs(0, 1))
     config = small(tmp_path, str(huge))
-    jobs, _ = plan(config, units_of(config), stores(config))
+    jobs, _ = plan_all(config, stores(config))
     with pytest.raises(OneFlowError, match="its latents do not fit float16"):
         encode(config, jobs, stores(config))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from workflows.corpus.config import SourceConfig
+from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.members import draft_of, failures
 from workflows.corpus.sources.protocol import Draft, Refused
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from oneflow_core.document import Role
-from workflows.corpus.config import SourceConfig
+from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
 
 Segments = tuple[tuple[str | Picture, Role], ...]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workflows.corpus.config import SourceConfig
+from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
 
 IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm"})

@@ -1,12 +1,12 @@
 """What a reader of a source gives: drafts of documents, and refusals, one for each thing that was in the source."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from oneflow_core.document import Role
-from workflows.corpus.config import SourceConfig
+from workflows.corpus.source_config import SourceConfig
 
 HEAD_BYTES = 256
 """How much of a refused thing is kept to look at."""
@@ -14,10 +14,11 @@ HEAD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as the source has it: its name there and its bytes, None where the source lacks it."""
+    """An image as the source has it: its name there and its bytes, None where the source lacks it for `reason`."""
 
     name: str
     data: bytes | None
+    reason: str = "image missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Draft:
     key: str
     segments: tuple[tuple[str | Picture, Role], ...]
     licence: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+    """Provenance, for `Document.meta`."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row's own columns (a sample's JSON), by the source's names, for filters."""
 
 
 @dataclass(frozen=True, slots=True)

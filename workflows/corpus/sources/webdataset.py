@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from workflows.corpus.config import SourceConfig
+from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.members import draft_of, failures
 from workflows.corpus.sources.protocol import Draft, Refused, head
 
