@@ -45,6 +45,10 @@ Corpus = Annotated[
 def build(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset (shapes) or a YAML file.")],
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Take at most N documents of each source: a first look."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")
     ] = None,
@@ -54,7 +58,11 @@ def build(
     from workflows.config import load
     from workflows.corpus import build as job
 
-    report = job.run(load("corpus", config, overrides or []), stage)
+    loaded = load("corpus", config, overrides or [])
+    if limit is not None:
+        sources = [s.model_copy(update={"limit": min(limit, s.limit or limit)}) for s in loaded.sources]
+        loaded = loaded.model_copy(update={"sources": sources})
+    report = job.run(loaded, stage)
     manifest = report.manifest
     if manifest is not None:
         what = f"{manifest.totals.samples:,} documents in {len(manifest.shards)} shards"
@@ -82,11 +90,63 @@ def verify(
 
 
 @corpus_app.command()
-def inspect(url: Corpus, as_json: AsJson = False) -> None:
-    """Show what a corpus holds: counts, lengths, licences, and what was refused."""
+def inspect(
+    url: Corpus,
+    html: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with pictures there too (any URL)."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Documents to show.", min=0)] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,
+    codec: Annotated[str, typer.Option(help="Codec that turns latents back into pictures.")] = "embedded",
+    subfolder: Annotated[str | None, typer.Option(help="Where the codec lies in a repository: vae.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a corpus holds: counts, lengths, licences, documents, and what was refused."""
     from workflows.corpus import inspection
+    from workflows.storage import put_atomic
 
-    found = inspection.inspect(url)
+    found = inspection.inspect(url, samples, seed)
     typer.echo(inspection.render(found), nl=False)
+    if html is not None:
+        put_atomic(html, inspection.page(found, codec, subfolder).encode())
+        typer.echo(f"page written to {html}", err=True)
     if as_json:
         print_json(found.to_json())
+
+
+SHOWN = 20
+
+
+@corpus_app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The older: a version's directory, or shards/NAME.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The newer.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Write every document that differs, as JSONL.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which documents came, went or changed between two versions of a corpus."""
+    import json
+
+    from workflows.corpus.diff import diff as compare
+    from workflows.storage import put_atomic
+
+    report = compare(a, b)
+    counts = ", ".join(f"{report.count(change)} {change}" for change in ("came", "went", "changed"))
+    typer.echo(
+        f"{report.a.name}@{report.a.version} -> {report.b.name}@{report.b.version}: {counts}, {report.same} same"
+    )
+    for change, name in report.inputs[:SHOWN]:
+        typer.echo(f"  input {change}: {name}")
+    for document in report.documents[:SHOWN]:
+        what = f" ({', '.join(document.members)})" if document.members else ""
+        typer.echo(f"  {document.change}: {document.key}{what}")
+    left = max(0, len(report.documents) - SHOWN) + max(0, len(report.inputs) - SHOWN)
+    if left:
+        typer.echo(f"  and {left} more; --out FILE writes every document")
+    if out is not None:
+        put_atomic(out, "".join(json.dumps(d.to_json()) + "\n" for d in report.documents).encode())
+    if as_json:
+        print_json(report.to_json())

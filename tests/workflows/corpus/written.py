@@ -1,0 +1,46 @@
+"""A version of a corpus written straight from samples, without the jobs."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
+from oneflow_core.data.reader import index_url
+from oneflow_core.data.shard import Sample, write_shard
+
+
+def write_version(
+    base: Path, samples: Sequence[Sample], size: int, codec: str | None = "codec@0"
+) -> Manifest:
+    """`samples` in shards of `size`, under `base`, with their manifest."""
+    base.mkdir(parents=True)
+    entries = []
+    for start in range(0, len(samples), size):
+        held = samples[start : start + size]
+        shard, name = write_shard(held), f"shard-{len(entries):06d}.tar"
+        (base / name).write_bytes(shard.data)
+        index = shard.index.to_bytes()
+        Path(index_url(str(base / name))).write_bytes(index)
+        images = sum(len(s.latents) for s in held)
+        text = sum(len(t.text.encode()) for s in held for t in s.document.texts)
+        digest = hashlib.sha256(index).hexdigest()
+        entries.append(ShardEntry(name, len(held), images, text, len(shard.data), shard.sha256, digest))
+    shapes = {latent.shape for s in samples for latent in s.latents}
+    manifest = Manifest(
+        name=base.parent.name,
+        version=base.name,
+        created_by={"package": "oneflow", "git_commit": "unknown", "config_digest": "0"},
+        inputs=(),
+        codec=codec,
+        encoder=None,
+        latent_shape=next(iter(shapes), None),
+        features_shape=None,
+        shards=tuple(entries),
+        totals=Totals.of(tuple(entries)),
+        licences=dict(Counter(s.document.licence for s in samples)),
+        accounts={n: Account(k, k) for n, k in Counter(s.document.source for s in samples).items()},
+        base=str(base),
+    )
+    (base / "manifest.json").write_bytes(manifest.to_bytes())
+    return manifest
