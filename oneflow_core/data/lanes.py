@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class LaneError(ValueError):
@@ -45,7 +46,9 @@ class LaneOrder:
         window: samples that are permuted together, exactly.
     """
 
-    def __init__(self, shard_samples: Sequence[int], *, lanes: int, seed: str, window: int) -> None:
+    def __init__(
+        self, shard_samples: Sequence[int] | NDArray[np.int64], *, lanes: int, seed: str, window: int
+    ) -> None:
         self._sizes = np.asarray(shard_samples, dtype=np.int64)
         self.total = int(self._sizes.sum())
         if lanes < 1 or window < 1:

@@ -258,7 +258,7 @@ def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _source(manifest: Manifest, config: LoaderConfig) -> Source:
     order = LaneOrder(
-        [shard.samples for shard in manifest.shards],
+        manifest.shards.column("samples"),
         lanes=config.lanes,
         seed=f"{config.seed}/{manifest.name}",
         window=config.window,

@@ -141,8 +141,7 @@ def ingest_unit(config: CorpusConfig, unit: Unit) -> Account:
     account = Account(len(rows) + len(refused), len(rows), Counter(r.reason for r in refused))
     part = unit.part(config) + ".parquet"
     if refused:
-        where = join(config.root, "quarantine", "ingest", part.replace("part-", f"part-{unit.source}-"))
-        write_part(where, _quarantine(unit, refused), {"unit": unit.main})
+        write_part(quarantined(config, unit), _quarantine(unit, refused), {"unit": unit.main})
     facts = {"sha256": sha256, "read": account.read, "kept": account.kept, "refused": dict(account.refused)}
     facts |= {"images": sum(len(r["images"]) for r in rows)}
     facts |= {"document_bytes": sum(len(r["document"].encode()) for r in rows)}
@@ -150,6 +149,12 @@ def ingest_unit(config: CorpusConfig, unit: Unit) -> Account:
         join(config.root, "documents", unit.source, part), pa.Table.from_pylist(rows, DOCUMENTS), facts
     )
     return account
+
+
+def quarantined(config: CorpusConfig, unit: Unit) -> str:
+    """URL of the part of what was refused of `unit`, if anything was."""
+    name = unit.part(config).replace("part-", f"part-{unit.source}-")
+    return join(config.root, "quarantine", "ingest", f"{name}.parquet")
 
 
 def _ingest(config: CorpusConfig, units: Sequence[Unit]) -> None:

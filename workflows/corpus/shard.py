@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from oneflow_core.data.manifest import LATEST_NAME, MANIFEST_NAME, Account, Manifest, ShardEntry, Totals
+from oneflow_core.data.manifest import LATEST_NAME, Account, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.data.table import Table
 from oneflow_core.document import Document
 from workflows.corpus import ingest
 from workflows.corpus.cluster import Environment, cluster, cpus
 from workflows.corpus.config import FORMAT, CorpusConfig
 from workflows.corpus.encode import Models, identify, images_of, load_stores
 from workflows.corpus.encoded import Store, read_encoded
-from workflows.corpus.ingest import UnitReport
+from workflows.corpus.ingest import UnitReport, quarantined
 from workflows.corpus.parts import read_part
 from workflows.corpus.progress import Progress
 from workflows.corpus.provenance import created_by
@@ -86,7 +87,8 @@ def run(config: CorpusConfig, models: Models | None = None) -> ShardReport:
         url = join(config.root, "shards", config.name, plan.version)
         entries, licences = _write(config, plan, url)
     manifest = _manifest(config, units, selection, plan, entries, licences)
-    put_atomic(join(url, MANIFEST_NAME), manifest.to_bytes())
+    for name, data in manifest.files().items():
+        put_atomic(join(url, name), data)
     put_atomic(join(config.root, "shards", config.name, LATEST_NAME), f"{plan.version}\n".encode())
     return ShardReport(url, manifest, time.monotonic() - begin)
 
@@ -282,13 +284,21 @@ def _manifest(
         name=config.name,
         version=plan.version,
         created_by=created_by(config),
-        inputs=tuple(unit.input for unit in units),
+        inputs=Table.of(Input, (unit.input for unit in units)),
+        parts=Table.of(Part, map(Part, _parts(config, units, plan))),
         codec=plan.codec,
         encoder=plan.encoder,
-        latent_shape=cast(tuple[int, int, int] | None, plan.latent_shape),
+        latent_shapes=() if plan.latent_shape is None else (cast(tuple[int, int, int], plan.latent_shape),),
         features_shape=cast(tuple[int, int] | None, plan.features_shape),
-        shards=tuple(entries),
-        totals=Totals.of(tuple(entries)),
+        shards=Table.of(ShardEntry, entries),
+        totals=Totals.of(entries),
         licences=dict(licences),
         accounts=accounts,
     )
+
+
+def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> list[str]:
+    """Paths below the root of all that the version was made from, and of what was refused on the way."""
+    used = {url for piece in plan.pieces for url in (piece.url, *piece.latents, *piece.features)}
+    refused = {quarantined(config, unit.unit) for unit in units if unit.account.refused}
+    return sorted(url.removeprefix(config.root).lstrip("/") for url in used | refused)

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneflow_core.data.index import ShardError, ShardIndex
-from oneflow_core.data.manifest import Manifest, ManifestError, ShardEntry
+from oneflow_core.data.manifest import LISTS, MANIFEST_NAME, Manifest, ManifestError, ShardEntry
 from oneflow_core.data.reader import ShardReader, index_url
 from oneflow_core.data.shard import Sample
+from oneflow_core.data.table import Table
 from workflows.corpus.progress import Progress
 from workflows.errors import OneFlowError, Refused
-from workflows.storage import explained, read_bytes, sha256
+from workflows.storage import explained, join, read_bytes, sha256
 
 SHARDS_AT_ONCE = 4
 PROBLEMS_TOLD = 5
@@ -66,7 +67,7 @@ def verify(url: str, deep: bool = False) -> VerifyReport:
     """
     manifest = load_manifest(url)
     progress = Progress("verify", len(manifest.shards), "shards")
-    problems: list[str] = []
+    problems = list(_lists(manifest))
     seen = Counter[str]()
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
         for found, counts in pool.map(partial(_shard, manifest, deep), manifest.shards):
@@ -90,6 +91,18 @@ def _load(url: str) -> Manifest:
         raise OneFlowError(
             f"corpus {url}", str(error), "name the directory that oneflow corpus build told"
         ) from None
+
+
+def _lists(manifest: Manifest) -> Iterator[str]:
+    """The manifest's own bytes, and the lists beside it."""
+    if read_bytes(join(manifest.base, MANIFEST_NAME)) != manifest.to_bytes():
+        yield f"{MANIFEST_NAME}: was written by something else"
+    for name, file in manifest.lists.items():
+        data = read_bytes(join(manifest.base, f"{name}.parquet"))
+        if sha256(data) != file.sha256:
+            yield f"{name}.parquet: another digest"
+        elif Table.of_bytes(LISTS[name], data) != getattr(manifest, name):
+            yield f"{name}.parquet: is not the list that the manifest has"
 
 
 def _shard(manifest: Manifest, deep: bool, entry: ShardEntry) -> tuple[list[str], Counter[str]]:
@@ -139,16 +152,20 @@ def _samples(manifest: Manifest, entry: ShardEntry, reader: ShardReader, problem
 
 
 def _arrays(manifest: Manifest, sample: Sample) -> Iterator[str]:
-    yield from _kind("latent", sample.latents, manifest.latent_shape)
+    yield from _kind("latent", sample.latents, manifest.latent_shapes)
     if manifest.features_shape is not None and len(sample.features) != len(sample.latents):
         yield "features are missing"
-    yield from _kind("features", sample.features, manifest.features_shape)
+    shapes = () if manifest.features_shape is None else (manifest.features_shape,)
+    yield from _kind("features", sample.features, shapes)
 
 
-def _kind(name: str, arrays: Sequence[NDArray[np.float16]], shape: tuple[int, ...] | None) -> Iterator[str]:
+def _kind(
+    name: str, arrays: Sequence[NDArray[np.float16]], shapes: Sequence[tuple[int, ...]]
+) -> Iterator[str]:
     for i, array in enumerate(arrays):
-        if array.shape != shape:
-            yield f"{name} {i} is {list(array.shape)}, not {list(shape or ())}"
+        if array.shape not in shapes:
+            meant = " or ".join(str(list(shape)) for shape in shapes)
+            yield f"{name} {i} is {list(array.shape)}, not {meant or 'meant to be there'}"
         if not np.isfinite(array).all():
             yield f"{name} {i} has values that are not finite"
 

@@ -144,10 +144,12 @@ def _manifest(url: str) -> Manifest:
 def _model_config(config: TrainConfig, manifests: tuple[Manifest, ...], tokenizer: Tokenizer) -> ModelConfig:
     settings, kind = config.model, config.objective.kind
     found: dict[str, Any] = {"vocab_size": tokenizer.vocab_size + (kind == "masked"), "objective": kind}
-    latent_shape = _common("codec", [(m.codec, m.latent_shape) for m in manifests])
+    channels = _common(
+        "codec", [(m.codec, m.latent_shapes[0][0] if m.latent_shapes else None) for m in manifests]
+    )
     features_shape = _common("encoder", [(m.encoder, m.features_shape) for m in manifests])
-    if latent_shape:
-        found["latent_channels"] = latent_shape[0]
+    if channels:
+        found["latent_channels"] = channels
     if features_shape:
         found["feature_dim"] = features_shape[1]
     known = {f.name for f in dataclasses.fields(ModelConfig)}

@@ -98,9 +98,11 @@ class Gallery:
 
     def _requests(self) -> list[_Shown]:
         materials, watch = self._materials, self._config.watch
-        shape = next((m.latent_shape for m in materials.manifests if m.latent_shape), None)
-        if shape is None:
+        shapes = [shape for m in materials.manifests for shape in m.latent_shapes]
+        if not shapes:
             return []
+        # Of a corpus with several, the squarest.
+        shape = min(shapes, key=lambda shape: abs(shape[1] - shape[2]))
         grid = (shape[1] // materials.model_config.patch, shape[2] // materials.model_config.patch)
         encode = materials.tokenizer.encode
         asked = [

@@ -21,6 +21,7 @@ from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.source import is_held_out
+from oneflow_core.data.table import Table
 from oneflow_core.document import Document, ImageSegment, TextSegment
 
 TOKENS = 40
@@ -69,8 +70,8 @@ def write_corpus(
         digest = hashlib.sha256(offsets).hexdigest()
         shards.append(ShardEntry(file, size, size, 0, len(shard.data), shard.sha256, digest))
     return Manifest(
-        name, "v1", {}, (), "codec@0", None, (2, 2, 2), None, tuple(shards),
-        Totals.of(tuple(shards)), {}, {"test": Account(number, number)}, base=str(base / name),
+        name, "v1", {}, "codec@0", None, ((2, 2, 2),), None, Totals.of(shards), {},
+        {"test": Account(number, number)}, Table.of(ShardEntry, shards), base=str(base / name),
     )  # fmt: skip
 
 

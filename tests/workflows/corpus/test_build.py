@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oneflow_core.data.manifest import Manifest
+from oneflow_core.data.manifest import Manifest, ShardEntry
 from oneflow_core.data.reader import ShardReader, index_url
 from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.data.table import Table
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from workflows.corpus import build
 from workflows.corpus.config import CorpusConfig
@@ -226,8 +227,9 @@ def test_a_sample_that_is_not_finite_is_found_by_deep(whole: Whole, tmp_path: Pa
     path.write_bytes(shard.data)
     Path(index_url(str(path))).write_bytes(index)
     told = replace(entry, sha256=shard.sha256, index_sha256=hashlib.sha256(index).hexdigest())
-    shards = (told, *manifest.shards[1:])
-    (path.parent / "manifest.json").write_bytes(replace(manifest, shards=shards).to_bytes())
+    shards = Table.of(ShardEntry, [told, *manifest.shards[1:]])
+    for name, data in replace(manifest, shards=shards).files().items():
+        (path.parent / name).write_bytes(data)
     assert verify(manifest.base).samples == 55
     with pytest.raises(Refused, match="latent 0 has values that are not finite"):
         verify(manifest.base, deep=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.data.table import Table
 
 
 def write_version(
@@ -31,16 +32,16 @@ def write_version(
         name=base.parent.name,
         version=base.name,
         created_by={"package": "oneflow", "git_commit": "unknown", "config_digest": "0"},
-        inputs=(),
         codec=codec,
         encoder=None,
-        latent_shape=next(iter(shapes), None),
+        latent_shapes=tuple(sorted(shapes)),
         features_shape=None,
-        shards=tuple(entries),
-        totals=Totals.of(tuple(entries)),
+        shards=Table.of(ShardEntry, entries),
+        totals=Totals.of(entries),
         licences=dict(Counter(s.document.licence for s in samples)),
         accounts={n: Account(k, k) for n, k in Counter(s.document.source for s in samples).items()},
         base=str(base),
     )
-    (base / "manifest.json").write_bytes(manifest.to_bytes())
+    for name, data in manifest.files().items():
+        (base / name).write_bytes(data)
     return manifest

@@ -11,6 +11,7 @@ import numpy as np
 from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.data.table import Table
 from oneflow_core.document import Document, ImageSegment, TextSegment
 from oneflow_core.encoders.latent import LatentCodec
 from oneflow_core.encoders.understanding import UnderstandingEncoder
@@ -59,11 +60,11 @@ def write_corpus(base: Path, shards: int = 3, samples: int = 60, *, real: bool =
     count = shards * samples
     created = {"package": "oneflow 0", "git_commit": "none", "config_digest": "0" * 64}
     manifest = Manifest(
-        "tiny", "0" * 12, created, (), codec, encoder,
-        (channels, SIDE, SIDE), (4, features), tuple(entries), Totals.of(tuple(entries)),
-        {"CC0-1.0": count}, {"test": Account(count, count)}, base=str(base),
+        "tiny", "0" * 12, created, codec, encoder, ((channels, SIDE, SIDE),), (4, features), Totals.of(entries),
+        {"CC0-1.0": count}, {"test": Account(count, count)}, Table.of(ShardEntry, entries), base=str(base),
     )  # fmt: skip
-    (base / "manifest.json").write_bytes(manifest.to_bytes())
+    for file, data in manifest.files().items():
+        (base / file).write_bytes(data)
     return manifest
 
 

@@ -57,7 +57,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: the manifest without its lists of shards and inputs, and the figures."""
         tree = self.manifest.to_json()
-        tree |= {"shards": len(self.manifest.shards), "inputs": len(self.manifest.inputs)}
+        tree |= {name: len(getattr(self.manifest, name)) for name in ("shards", "inputs", "parts")}
         heads = [{**row, "head": row["head"].decode("utf-8", "replace")} for row in self.refused]
         figures = {
             "url": self.manifest.base,
@@ -110,7 +110,7 @@ def inspect(url: str, samples: int = 12, seed: int = 0) -> Inspection:
 
 def choose(manifest: Manifest, count: int, seed: int) -> list[tuple[int, int]]:
     """(shard, row) of at most `count` documents, each as likely as any other."""
-    ends = np.cumsum([shard.samples for shard in manifest.shards])
+    ends = np.cumsum(manifest.shards.column("samples"))
     total = int(ends[-1]) if len(ends) else 0
     drawn = generator("inspect", manifest.version, seed).choice(total, min(count, total), replace=False)
     shards = np.searchsorted(ends, drawn, side="right")

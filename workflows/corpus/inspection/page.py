@@ -15,7 +15,7 @@ from oneflow_core.data.shard import Sample
 from oneflow_core.document import ImageSegment
 from workflows.corpus.inspection.figures import Inspection
 from workflows.corpus.inspection.histogram import Histogram
-from workflows.corpus.inspection.terminal import part_of, printable, shape_of, share
+from workflows.corpus.inspection.terminal import part_of, printable, shape_of, shapes_of, share
 
 WIDTH, HEIGHT, FOOT = 320, 120, 16
 MOST_SIDE = 256
@@ -47,7 +47,7 @@ def page(found: Inspection, codec: str = "embedded", subfolder: str | None = Non
     return environment.get_template("page.html").render(
         found=found,
         manifest=manifest,
-        latents=shape_of(manifest.latent_shape),
+        latents=shapes_of(manifest),
         features=shape_of(manifest.features_shape),
         shares={name: share(a.kept, manifest.totals.samples) for name, a in manifest.accounts.items()},
         licences=sorted(manifest.licences.items(), key=lambda item: -item[1]),

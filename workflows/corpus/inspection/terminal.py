@@ -27,7 +27,7 @@ def render(found: Inspection) -> str:
         f"{len(manifest.shards):,} shards of {totals.bytes / 1e6:,.1f} MB together"
     )
     wide = "" if found.latent_std is None else f", deviation {found.latent_std:.2f}"
-    console.print(f"latents {shape_of(manifest.latent_shape)} by {manifest.codec}{wide}")
+    console.print(f"latents {shapes_of(manifest)} by {manifest.codec}{wide}")
     console.print(f"features {shape_of(manifest.features_shape)} by {manifest.encoder}")
     lengths = ", ".join(f"{name} {size:,}" for name, size in found.document_bytes.items())
     console.print(f"bytes of a document's JSON: {lengths}")
@@ -47,6 +47,11 @@ def render(found: Inspection) -> str:
 def shape_of(shape: tuple[int, ...] | None) -> str:
     """`16x8x8`, or `(none)`."""
     return "x".join(map(str, shape)) if shape else "(none)"
+
+
+def shapes_of(manifest: Manifest) -> str:
+    """The shapes of the latents."""
+    return ", ".join(map(shape_of, manifest.latent_shapes)) or "(none)"
 
 
 def part_of(looked: int, total: int) -> str:
