@@ -150,3 +150,28 @@ def diff(
         put_atomic(out, "".join(json.dumps(d.to_json()) + "\n" for d in report.documents).encode())
     if as_json:
         print_json(report.to_json())
+
+
+@corpus_app.command()
+def gc(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="Root of the corpus, as in the config.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    grace_hours: Annotated[float, typer.Option(help="What is younger stays.", min=0)] = 24.0,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Versions of each corpus that stay, the newest. [default: all]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no manifest under ROOT refers to: parts of what changed, builds that were never finished."""
+    from workflows.corpus.gc import collect
+
+    report = collect(root, dry_run=dry_run, grace_s=3600 * grace_hours, keep=keep)
+    for stored, why in report.removed[:SHOWN]:
+        typer.echo(f"  {stored.path} ({stored.size:,} bytes): {why}")
+    if len(report.removed) > SHOWN:
+        typer.echo(f"  and {len(report.removed) - SHOWN} more")
+    done = "would be removed" if dry_run else "removed"
+    kept = ", ".join(f"{count:,} {why}" for why, count in sorted(report.kept.items()))
+    typer.echo(f"{len(report.removed):,} objects of {report.bytes:,} bytes {done}; kept: {kept or 'nothing'}")
+    if as_json:
+        print_json(report.to_json())

@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
+from oneflow_core.data.manifest import Account, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.table import Table
 
 
 def write_version(
-    base: Path, samples: Sequence[Sample], size: int, codec: str | None = "codec@0"
+    base: Path, samples: Sequence[Sample], size: int, codec: str | None = "codec@0", parts: Sequence[str] = ()
 ) -> Manifest:
-    """`samples` in shards of `size`, under `base`, with their manifest."""
-    base.mkdir(parents=True)
+    """`samples` in shards of `size`, under `base`, with their manifest, which says that it was made of `parts`."""
+    base.mkdir(parents=True, exist_ok=True)
     entries = []
     for start in range(0, len(samples), size):
         held = samples[start : start + size]
@@ -36,6 +36,7 @@ def write_version(
         encoder=None,
         latent_shapes=tuple(sorted(shapes)),
         features_shape=None,
+        parts=Table.of(Part, map(Part, parts)),
         shards=Table.of(ShardEntry, entries),
         totals=Totals.of(entries),
         licences=dict(Counter(s.document.licence for s in samples)),
