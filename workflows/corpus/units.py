@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.guarded import guarded
 from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources import READERS, Draft, Reader, Refused
 from workflows.corpus.sources.members import is_image
@@ -84,7 +85,7 @@ class Rows:
         self._unit, self._path, self._source = unit, path, source
 
     def __iter__(self) -> Iterator[Draft | Refused]:
-        return READERS[self._source.format].read(self._path, self._source)
+        return guarded(self._unit.name, READERS[self._source.format].read(self._path, self._source))
 
     def sha256(self) -> str:
         """Digest of the unit's files."""
