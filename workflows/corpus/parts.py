@@ -59,10 +59,7 @@ class PartWriter:
         self._flush()
         self._writer.add_key_value_metadata({FACTS: json.dumps(facts, sort_keys=True).encode()})
         self._writer.close()
-        if self._path.stat().st_size <= ONE_PUT_BYTES:
-            put_atomic(url, self._path.read_bytes())
-        else:
-            _put_large(url, self._path)
+        put_file(url, self._path)
 
     def _flush(self) -> None:
         if self._rows:
@@ -128,8 +125,11 @@ def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith(".parquet")
 
 
-def _put_large(url: str, path: Path) -> None:
-    """The file at `path` to `url`, by rename or by a multipart upload: there whole, or not at all."""
+def put_file(url: str, path: Path) -> None:
+    """The file at `path` to `url`, in one put, by rename or by a multipart upload: there whole, or not at all."""
+    if path.stat().st_size <= ONE_PUT_BYTES:
+        put_atomic(url, path.read_bytes())
+        return
     filesystem, target = open_fs(url)
     with explained(url):
         if not isinstance(filesystem, LocalFileSystem):

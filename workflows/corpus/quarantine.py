@@ -5,11 +5,12 @@ before is of the past, whether or not anything was refused since.
 """
 
 import base64
-import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -19,9 +20,9 @@ import pyarrow.parquet as pq
 from workflows.corpus.filters import FILTERED
 from workflows.corpus.gc import written
 from workflows.corpus.ingested import QUARANTINE, attempt_of
-from workflows.corpus.parts import list_parts, read_part
+from workflows.corpus.parts import list_parts, put_file, read_part
 from workflows.errors import UsageError
-from workflows.storage import explained, join, open_fs, put_atomic
+from workflows.storage import explained, join, open_fs
 
 Stage = Literal["ingest", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -103,20 +104,30 @@ def export(root: str, out: str, wanted: Wanted) -> int:
         raise UsageError(
             f"--out {out}", "what is written is told by its suffix", "name it .jsonl or .parquet"
         )
-    rows = pa.concat_tables([ROWS.empty_table(), *tables(root, wanted)])
-    if out.endswith(".parquet"):
-        stream = io.BytesIO()
-        pq.write_table(rows, stream)
-        put_atomic(out, stream.getvalue())
-    else:
-        lines = (json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows.to_pylist())
-        put_atomic(out, "".join(lines).encode())
-    return int(rows.num_rows)
+    with tempfile.TemporaryDirectory(prefix="oneflow-quarantine-") as folder:
+        path = Path(folder, "rows")
+        count = _to_parquet(path, root, wanted) if out.endswith(".parquet") else _to_jsonl(path, root, wanted)
+        put_file(out, path)
+    return count
 
 
 def is_filtered(reason: str) -> bool:
     """Whether a row of this reason is well-formed and not wanted: trying again gives the same."""
     return reason.startswith(FILTERED)
+
+
+def _to_parquet(path: Path, root: str, wanted: Wanted) -> int:
+    with pq.ParquetWriter(path, ROWS, compression="zstd") as writer:
+        return sum(writer.write_table(rows) or int(rows.num_rows) for rows in tables(root, wanted))
+
+
+def _to_jsonl(path: Path, root: str, wanted: Wanted) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for rows in tables(root, wanted):
+            count += int(rows.num_rows)
+            stream.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows.to_pylist())
+    return count
 
 
 def _rows(part: Part) -> pa.Table:

@@ -5,7 +5,7 @@ What comes out lies beside what was there; the next build takes it. Where nothin
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,14 @@ from workflows.corpus import ingest
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.ingest import UnitReport
-from workflows.corpus.ingested import attempt_of, part_of, stored
+from workflows.corpus.ingested import part_of, stored
 from workflows.corpus.parts import read_part
 from workflows.corpus.quarantine import Wanted, is_filtered, parts
-from workflows.corpus.units import list_units
+from workflows.corpus.units import Unit, list_units
 from workflows.storage import delete, join
+
+Rows = Counter[tuple[str, str]]
+"""(key, reason) of refused rows -> how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,17 @@ class RetryReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """A unit that is ingested once more; `before` is (key, reason) of what was refused of it."""
+
+    unit: Unit
+    attempt: int
+    before: Rows
+    old: UnitReport | None
+    """What is there of it as it is now; None where the file was changed since."""
+
+
 def retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     """Try again what was refused of the sources of `config` and is wanted; of filtered rows only those that are named.
 
@@ -60,57 +74,58 @@ def retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     """
     begin = time.monotonic()
     images = _forget(config, wanted) if wanted.stage != "ingest" else 0
-    chosen = _chosen(config, wanted) if wanted.stage != "encode" else []
-    before = [_refused(report) for report in chosen]
-    if chosen:
-        units = [report.unit for report in chosen]
-        for unit in units:
+    tries = list(_tries(config, wanted)) if wanted.stage != "encode" else []
+    if tries:
+        for one in tries:
             # What was fetched for its rows, and what could not be: it is fetched again.
-            delete(join(config.root, "images", unit.source, f"{unit.part(config)}.parquet"))
+            delete(join(config.root, "images", one.unit.source, f"{one.unit.part(config)}.parquet"))
         with cluster():
-            ingest.ingest_units(config, units, {r.unit: _attempt(r) + 1 for r in chosen})
-    after = ingest.reports(config, [report.unit for report in chosen])
-    counts = [_compared(old, _refused(new)) for old, new in zip(before, after, strict=True)]
-    for old, new in zip(chosen, after, strict=True):
-        _drop_if_same(old, new)
+            ingest.ingest_units(config, [t.unit for t in tries], {t.unit: t.attempt for t in tries})
+    after = ingest.reports(config, [one.unit for one in tries])
+    counts = [_compared(one.before, _refused(new)) for one, new in zip(tries, after, strict=True)]
+    for one, new in zip(tries, after, strict=True):
+        _drop_if_same(one.old, new)
     recovered, fresh = (sum(c[i].total() for c in counts) for i in (0, 2))
-    still: Counter[str] = Counter()
-    for count in counts:
-        still.update(count[1])
-    return RetryReport(len(chosen), recovered, dict(still), fresh, images, time.monotonic() - begin)
+    still = sum((count[1] for count in counts), Counter[str]())
+    return RetryReport(len(tries), recovered, dict(still), fresh, images, time.monotonic() - begin)
 
 
-def _chosen(config: CorpusConfig, wanted: Wanted) -> list[UnitReport]:
-    """The units that were ingested and have refused rows that are wanted."""
+def _tries(config: CorpusConfig, wanted: Wanted) -> Iterator[_Try]:
     there = stored(config)
-    units = [u for u in list_units(config) if (u.source, part_of(config, u)) in there]
-    return [
-        report
-        for report in ingest.reports(config, units)
-        if wanted.source in (None, report.unit.source)
-        and any(_is_wanted(r, wanted) for r in report.account.refused)
-    ]
+    units = [unit for unit in list_units(config) if wanted.source in (None, unit.source)]
+    names = [part_of(config, unit) for unit in units]
+    found = [unit for unit, name in zip(units, names, strict=True) if (unit.source, name) in there]
+    for report in ingest.reports(config, found):
+        if any(_is_wanted(reason, wanted) for reason in report.account.refused):
+            yield _Try(
+                report.unit,
+                there[report.unit.source, part_of(config, report.unit)][0] + 1,
+                _refused(report),
+                report,
+            )
+    past = {part.url.rpartition("/")[2].rpartition("-")[0]: part.url for part in parts(config.root, "ingest")}
+    for unit, name in zip(units, names, strict=True):
+        url = past.get(f"part-{unit.source}-{name.split('-')[1]}")
+        if (unit.source, name) not in there and url is not None:
+            before = _rows_at(url)
+            if any(_is_wanted(reason, wanted) for _, reason in before):
+                yield _Try(unit, 0, before, None)
 
 
 def _is_wanted(reason: str, wanted: Wanted) -> bool:
     return reason.startswith(wanted.reason) if wanted.reason is not None else not is_filtered(reason)
 
 
-def _attempt(report: UnitReport) -> int:
-    return attempt_of(report.url.rpartition("/")[2].removesuffix(".parquet"))[1]
+def _refused(report: UnitReport) -> Rows:
+    return _rows_at(report.quarantine) if report.account.refused else Counter()
 
 
-def _refused(report: UnitReport) -> Counter[tuple[str, str]]:
-    """(key, reason) of the refused rows."""
-    if not report.account.refused:
-        return Counter()
-    rows = read_part(report.quarantine, ["key", "reason"])
+def _rows_at(url: str) -> Rows:
+    rows = read_part(url, ["key", "reason"])
     return Counter(zip(rows["key"].to_pylist(), rows["reason"].to_pylist(), strict=True))
 
 
-def _compared(
-    before: Counter[tuple[str, str]], after: Counter[tuple[str, str]]
-) -> tuple[Counter[str], Counter[str], Counter[str]]:
+def _compared(before: Rows, after: Rows) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Keys that are not refused any more, reasons of what is refused again, keys that are refused anew."""
     old, new = (_keys(rows) for rows in (before, after))
     again = Counter[str]()
@@ -119,17 +134,16 @@ def _compared(
     return old - new, +again, new - old
 
 
-def _keys(rows: Counter[tuple[str, str]]) -> Counter[str]:
+def _keys(rows: Rows) -> Counter[str]:
     found: Counter[str] = Counter()
     for (key, _), count in rows.items():
         found[key] += count
     return found
 
 
-def _drop_if_same(old: UnitReport, new: UnitReport) -> None:
+def _drop_if_same(old: UnitReport | None, new: UnitReport) -> None:
     """Take away an attempt that came out as the one before, so that there is nothing to build."""
-    same = (old.documents_sha256, old.account) == (new.documents_sha256, new.account)
-    if same and old.url != new.url:
+    if old and (old.documents_sha256, old.account) == (new.documents_sha256, new.account):
         delete(new.url)
         delete(new.quarantine)
 
