@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from oneflow_core.data.manifest import Manifest, ManifestError
+from oneflow_core.data.manifest import Account, Manifest, ManifestError
 from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
@@ -30,6 +30,8 @@ class BuildReport:
     """What was there from before and not made again: files, documents, images, shards."""
     cleaned: int | None = None
     """Texts that clean-up changed; None where ingest did not run."""
+    ingested: Mapping[str, Account] = field(default_factory=dict)
+    """By source what ingest read, kept and refused; empty where it did not run."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -41,6 +43,7 @@ class BuildReport:
         }
         if self.cleaned is not None:
             told["cleaned"] = self.cleaned
+            told["ingested"] = {source: asdict(account) for source, account in self.ingested.items()}
         if found is not None:
             told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
             told |= {
@@ -67,12 +70,13 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
         return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused)
     seconds: dict[str, float] = {}
     reused = {}
-    cleaned: int | None = None
+    cleaned, accounts = None, dict[str, Account]()
     models: encode.Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
             found = ingest.run(config)
             seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
+            accounts = ingest.accounts(found.units)
             reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)
@@ -80,7 +84,7 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
         if stage in (None, "shard"):
             sharded = shard.run(config, models)
             seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
-    return BuildReport(True, manifest, seconds, reused, cleaned)
+    return BuildReport(True, manifest, seconds, reused, cleaned, accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
