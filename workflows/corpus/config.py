@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from workflows.config import Config
 from workflows.corpus.cleanup import CleanupConfig
+from workflows.corpus.denial import denial_digest
 from workflows.corpus.encode_config import EncodeConfig
 from workflows.corpus.fingerprint import fingerprint
 from workflows.corpus.image_files import ALL, ImageFormat
@@ -54,6 +55,9 @@ class CorpusConfig(Config):
     limits: LimitsConfig = LimitsConfig()
     cleanup: CleanupConfig = CleanupConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
+    deny: list[str] = []
+    """Files, any fsspec URL, with one entry a line: the SHA-256 of an image, or the id of a document, that is left out.
+    Their content counts: add a line and build, and only shards are written again."""
     encode: EncodeConfig = EncodeConfig()
     shard: ShardConfig = ShardConfig()
     seed: int = 0
@@ -88,8 +92,9 @@ class CorpusConfig(Config):
         codec, encoder = self.encode.codec, self.encode.understanding
         models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
         shape = [self.encode.image_size, self.encode.batch_size, self.encode.part_images]
+        denied = denial_digest([url.replace("${root}", self.root) for url in self.deny])
         rest = [c.model_dump(mode="json") for c in (self.limits, self.cleanup, self.duplicates, self.shard)]
-        return _digest(["corpus", FORMAT, self.name, sources, models, shape, rest, self.seed])
+        return _digest(["corpus", FORMAT, self.name, sources, models, shape, rest, denied, self.seed])
 
 
 def _digest(value: Any) -> str:

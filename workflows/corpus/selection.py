@@ -1,6 +1,6 @@
 """Selection: which of the documents that ingest kept are taken into a corpus, and why the others are not.
 
-What is said here depends on more than one row: duplicates, shares and weights of sources, in this order. It is a
+What is said here depends on more than one row: deny lists, duplicates, shares and weights, in this order. It is a
 function of the config and of the parts alone, so that encode and shard, on any machine, take the same. To find
 duplicates 16 bytes of each document are held, and as many again while they are ordered.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from oneflow_core.data.manifest import Account
 from workflows.corpus.accounts import closed
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.denial import denied, denied_rows
 from workflows.corpus.duplicates import DIGEST, nearly_repeated, repeated
 from workflows.corpus.hashes import read_hashes
 from workflows.corpus.ingest import UnitReport, accounts
@@ -28,7 +29,7 @@ from workflows.errors import UsageError
 Codes = NDArray[np.uint8]
 T = TypeVar("T")
 TAKEN = 0
-REASONS = ("", "left out by share", "left out by weight", "duplicate", "near duplicate")
+REASONS = ("", "left out by share", "left out by weight", "duplicate", "near duplicate", "denied")
 """Code -> why a document is left out."""
 
 
@@ -78,6 +79,7 @@ def select(config: CorpusConfig, units: Sequence[UnitReport]) -> Selection:
         OneFlowError: near duplicates are looked for, and a unit was not hashed; an account that does not close.
     """
     codes = [np.zeros(unit.account.kept, np.uint8) for unit in units]
+    _without_denied(config, units, codes)
     _without_duplicates(config, units, codes)
     _without_near_duplicates(config, units, codes)
     shares = {source.name: source.share for source in config.sources}
@@ -91,6 +93,19 @@ def select(config: CorpusConfig, units: Sequence[UnitReport]) -> Selection:
 def order_of(seed: int, doc_id: str) -> int:
     """A document's place in the global order, of 2**64."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{doc_id}".encode(), digest_size=8).digest(), "big")
+
+
+def _without_denied(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
+    """Leave out what a deny list names."""
+    if not config.deny:
+        return
+    entries = denied([url.replace("${root}", config.root) for url in config.deny])
+
+    def mark(place: int) -> None:
+        found = denied_rows(read_part(units[place].url, ["doc_id", "images"]), entries)
+        codes[place][found & (codes[place] == TAKEN)] = REASONS.index("denied")
+
+    _each(units, mark)
 
 
 def _without_duplicates(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
