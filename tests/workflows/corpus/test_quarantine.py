@@ -148,34 +148,41 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert oneflow(capsys, "export", str(root), "--out", "x.csv")[0] == 2
 
 
+def rows(root: Path, *texts: str) -> CorpusConfig:
+    """A file of texts beside one that never changes; written again, in place, its listing stays as it was."""
+    jsonl(root / "b.jsonl", [{"text": "other"}])
+    path = root / "a.jsonl"
+    stat = path.stat() if path.exists() else None
+    jsonl(path, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    for file in ("a", "b"):
+        os.utime(root / f"{file}.jsonl", ns=(10**18, 10**18))
+    assert stat is None or path.stat().st_size == stat.st_size
+    source = {"name": "some-texts", "format": "jsonl", "urls": ["${root}/{a,b}.jsonl"]}
+    return corpus(root, {**source, "filters": {"deny_text": ["not"]}})
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_retry_and_the_build_after_it(tmp_path: Path) -> None:
     """A file mended in place keeps its listing; what came out makes another version, and nothing else does."""
-    config = mixed(tmp_path)
+    config = rows(tmp_path, "one", "    ", "    ", "not!")
     before = build.run(config).manifest
-    assert before is not None and before.totals.samples == 7
-    assert build.finished(config) == before
+    assert before is not None and before.totals.samples == 2 and build.finished(config) == before
     same = retry(config, ALL)
-    assert (same.files, same.recovered, same.still) == (
-        *(3, 0),
-        {"image unreadable": 2, "image missing": 1, "text empty": 1, "filtered: words": 1},
-    )
+    assert (same.files, same.recovered, same.still) == (1, 0, {"text empty": 2, "filtered: text": 1})
     assert build.finished(config) == before, "nothing came out otherwise"
-    path = tmp_path / "raw" / "a.tar"
-    stat = path.stat()
-    members = [*pairs(0, 3), ("bad.png", GOOD), ("bad.txt", b"x"), ("up.png", BAD), ("up.txt", b"y")]
-    tar(path, members)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert path.stat().st_size == stat.st_size
-    found = retry(config, Wanted(source="captions", reason="image unreadable"))
-    assert (found.files, found.recovered, found.still, found.new) == (1, 1, {"image unreadable": 1}, 0)
+    rows(tmp_path, "one", "two ", "    ", "now!")
+    assert build.finished(config) == before, "listings do not tell"
+    found = retry(config, Wanted(source="some-texts", reason="text"))
+    assert (found.files, found.recovered, found.still, found.new) == (1, 2, {"text empty": 1}, 0)
     assert build.finished(config) is None
     report = build.run(config)
-    assert report.manifest is not None and report.manifest.totals.samples == 8
-    assert report.manifest.version != before.version and report.reused["files"] == 3
-    assert report.manifest.accounts["captions"].refused == {"image unreadable": 1, "image missing": 1}
-    assert summary(str(tmp_path), Wanted(source="captions")).total() == 2
-    assert build.finished(config) == report.manifest
+    after = report.manifest
+    assert after is not None and after.totals.samples == 4 and after.version != before.version
+    assert report.reused["files"] == 2 and after.accounts["some-texts"].refused == {"text empty": 1}
+    assert summary(str(tmp_path), ALL).total() == 1
+    assert build.finished(config) == after
+    again = retry(config, Wanted(reason="filtered"))
+    assert again.files == 0 and build.finished(config) == after
 
 
 @pytest.mark.usefixtures("local_ray")
