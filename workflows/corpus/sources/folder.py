@@ -40,7 +40,7 @@ class FolderReader(Reader):
         for suffix, file in members.items():
             if not is_image(suffix) and file.size > MEMBER_BYTES:
                 continue
-            picture = read_file(files, file)
+            picture = read_file(files, file, f"{files.main}/")
             if picture.data is None:
                 return Refused(key, picture.reason, file.name.encode())
             found[suffix] = picture.data
