@@ -20,14 +20,14 @@ _LISTS = ("data", "rows", "annotations", "questions", "items", "samples")
 """Where an object that is the whole file has its rows: the first of these that is a list."""
 
 
-def json_rows(files: Files) -> Iterator[tuple[str, Any]]:
-    """`row-N` and the value of each row of the unit's file, or a Refused in its place.
+def json_rows(files: Files, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """`row-N` and the value of each row of the unit's file, or of that called `name`; or a Refused in its place.
 
     Raises:
         ijson.JSONError, OSError, EOFError, ValueError, zlib.error: a file that is damaged, after the rows before.
     """
-    stream = files.plain()
-    kind = layout(stream, files.main)
+    stream = files.plain(name)
+    kind = layout(stream, name or files.main)
     if kind == "lines":
         yield from _lines(stream)
         return

@@ -25,7 +25,12 @@ class RowError(ValueError):
 
 
 def field_of(row: Any, name: str) -> Any:
-    """The value of `name` in nested mappings; a key that holds the dots itself comes first."""
+    """The value of `name` in nested mappings and lists (`qa.0.answer`); a key with the dots in it comes first."""
+    if isinstance(row, list):
+        first, dot, rest = name.partition(".")
+        if not first.isdecimal() or len(first) > 9 or int(first) >= len(row):
+            return None
+        return field_of(row[int(first)], rest) if dot else row[int(first)]
     if isinstance(row, Mapping):
         if name in row:
             return row[name]
