@@ -14,6 +14,7 @@ from workflows.corpus.config import LimitsConfig
 from workflows.corpus.sources.images import Images
 from workflows.corpus.sources.packed import COMPRESSIONS, PIECE, unpacked
 from workflows.corpus.sources.stored import BLOCK, Digest, StoredFile, StoredStream
+from workflows.errors import OneFlowError
 from workflows.storage import open_fs
 
 SMALL = 1 << 12
@@ -61,6 +62,16 @@ class Files:
         """A file from its first byte, without its compression."""
         named = name or self.main
         return unpacked(self.seekable(name) if named.lower().endswith(".zip") else self.stream(name), named)
+
+    def twice(self, name: str | None = None) -> BinaryIO:
+        """A file from its first byte, without its compression, that is read more than once: from elsewhere, copied."""
+        file = self.by_name[name or self.main]
+        try:
+            return self.copy(file).open("rb")
+        except OneFlowError:
+            raise
+        except Exception:  # noqa: BLE001 what was good of a broken file was copied, and breaks off there
+            return self.copy(file).open("rb")
 
     def seekable(self, name: str | None = None) -> BinaryIO:
         """A file that is read here and there: by range requests, or as a copy where the server gives no ranges."""

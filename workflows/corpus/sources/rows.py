@@ -70,8 +70,8 @@ def licence_of(source: SourceConfig, lookup: Lookup) -> str:
     """The row's own licence, by the column `licence` or that which the config maps; else the source's, filled."""
     own = lookup(source.columns.get("licence", "licence"))
     if isinstance(own, str | int) and str(own).strip():
-        return str(own).strip()
-    return fill(source.licence, lookup, "licence missing")
+        return without_secrets(str(own).strip())
+    return without_secrets(fill(source.licence, lookup, "licence missing"))
 
 
 def meta_of(source: SourceConfig, lookup: Lookup, defaults: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import Refused, head
+from workflows.errors import OneFlowError
 
 BATCH_ROWS = 64
 FREE_BYTES = 1 << 30
@@ -51,7 +52,7 @@ def arrow_rows(files: Files) -> Iterator[tuple[str, Any]]:
     for batch in _batches(files):
         wanted = batch.select([f.name for f in batch.schema if _wanted(f.type)])
         for start in range(0, wanted.num_rows, BATCH_ROWS):
-            for row in wanted.slice(start, BATCH_ROWS).to_pylist():
+            for row in _values(wanted.slice(start, BATCH_ROWS)):
                 yield f"row-{number}", row
                 number += 1
 
@@ -76,12 +77,24 @@ def _group(table: pq.ParquetFile, group: int, columns: list[str], number: int) -
         if about.total_byte_size > max(FREE_BYTES, RATIO * packed):
             raise Broken("unpacks to too much")
         for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            for row in batch.to_pylist():
+            for row in _values(batch):
                 yield f"row-{number + read}", row
                 read += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except OneFlowError:
+        raise
+    except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
         reason = str(error) if isinstance(error, Broken) else "row group broken"
         yield "", Refused(f"row-{number + read}", reason, head(f"{type(error).__name__}: {error}"))
+
+
+def _values(batch: pa.RecordBatch) -> list[Any]:
+    """The rows of a batch; where a value cannot be told (text that is no UTF-8), a Refused in place of its row."""
+    try:
+        return list(batch.to_pylist())
+    except Exception as error:  # noqa: BLE001 found row by row
+        if batch.num_rows == 1:
+            return [Refused("", "row unreadable", head(f"{type(error).__name__}: {error}"))]
+    return [row for i in range(batch.num_rows) for row in _values(batch.slice(i, 1))]
 
 
 def _wanted(kind: pa.DataType) -> bool:

@@ -1,5 +1,6 @@
 """MMC4, LLaVA, VQA and COCO, whole and damaged; JSON in every wrapping that people use."""
 
+import base64
 import bz2
 import gzip
 import io
@@ -133,6 +134,32 @@ def test_mmc4_rows_that_are_odd(tmp_path: Path) -> None:
         "text empty": 1,
         "row not json": 1,
     }
+
+
+def test_mmc4_with_images_in_its_lines(tmp_path: Path) -> None:
+    info = [
+        {"image_base64": base64.b64encode(PNG).decode(), "matched_text_index": 0, "image_name": "gone.png"}
+    ]
+    rows = [
+        {"text_list": ["x"], "images": info},
+        {"text_list": ["y"], "image_info": [{**info[0], "image_base64": "?"}]},
+    ]
+    drafts, _ = read("mmc4", jsonl(tmp_path / "m.jsonl", rows))
+    assert seen(drafts[0]) == [(PNG, "auto"), ("x", "auto")]
+    assert reasons(drafts[1]) == ["data url malformed"]
+
+
+def test_an_object_without_its_list_is_told(tmp_path: Path) -> None:
+    for number, kind in enumerate(("jsonl", "llava", "vqa", "coco")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"info": "x" * 100_000, "images": [{"id": 1}]}, indent=1))
+        assert read(kind, path) == ([], {"no list of rows": 1})
+    late = {
+        "info": "x" * 3_000_000,
+        "data": [{"question": "q", "answers": ["a"], "image": "a.png", "question_id": 1}],
+    }
+    path.write_text(json.dumps(late))
+    assert len(read("vqa", path)[0]) == len(read("jsonl", path)[0]) == 1
 
 
 def test_the_real_mmc4_document(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import RunningStack
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from tests.workflows.corpus.sources.conftest import Web
 from tests.workflows.corpus.sources.reading import read, reasons, rows_of, seen
-from workflows.corpus import ingest
+from workflows.corpus import ingest, listing
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.parts import list_parts, read_part
 from workflows.corpus.sources import Draft
@@ -88,14 +88,17 @@ def test_s3_gives_what_the_disk_gives(stack: RunningStack, tmp_path: Path, kind:
     assert [unit.name for unit in list_units(globbed)] == ["t.parquet"]
 
 
-@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "coco"])
 def test_the_digest_costs_no_second_fetch(web: Web, kind: str) -> None:
-    name = "wds.tar" if kind == "webdataset" else "t.parquet"
+    name = {"webdataset": "wds.tar", "parquet": "t.parquet", "coco": "c.json"}[kind]
     written(web.folder)
+    captions = [{"id": i, "image_id": 0, "caption": "c" * 2000} for i in range(1000)]
+    lists = {"annotations": captions, "images": [{"id": 0, "file_name": "pictures/0.png"}]}
+    (web.folder / "c.json").write_text(json.dumps(lists))
     config = corpus("/tmp/oneflow-none", {"name": "s", "format": kind, "urls": [f"{web.url}/{name}"]})
     (unit,) = list_units(config)
     with opened(config, unit) as rows:
-        assert len(list(rows)) == {"wds.tar": 4, "t.parquet": 60}[name]
+        assert len(list(rows)) == {"wds.tar": 4, "t.parquet": 60, "c.json": 1000}[name]
         assert rows.sha256() == hashlib.sha256((web.folder / name).read_bytes()).hexdigest()
     size = (web.folder / name).stat().st_size
     assert size <= web.sent[f"/{name}"] <= size * 1.2 + 200_000
@@ -126,13 +129,21 @@ def test_what_breaks_off_is_read_on_and_what_stays_broken_is_told(
         rows_of("webdataset", f"{web.url}/wds.tar")
 
 
-def test_what_a_server_lacks_is_told(web: Web) -> None:
+def test_what_a_server_lacks_is_told(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OneFlowError, match="there is no webdataset input"):
         rows_of("webdataset", f"{web.url}/{{a,b}}.tar")
     tar(web.folder / "a.tar", pairs(0, 1))
     assert len(rows_of("webdataset", f"{web.url}/{{a,b}}.tar")) == 1
     with pytest.raises(OneFlowError, match=r"no jsonl input at .*nowhere"):
         rows_of("jsonl", jsonl(web.folder / "here.jsonl", [{"text": "x"}]), web.folder / "nowhere.jsonl")
+    web.password = "x"
+    with pytest.raises(OneFlowError, match="access denied"):
+        rows_of("webdataset", f"{web.url}/a.tar")
+    monkeypatch.setattr(listing, "WAIT", 0.001)
+    with pytest.raises(OneFlowError, match="the server does not answer"):
+        rows_of("webdataset", "http://127.0.0.1:1/a.tar")
+    with pytest.raises(OneFlowError, match="zips are no places"):
+        rows_of("jsonl", web.folder / "here.jsonl", images=[f"{web.folder}/i.zip"])
     for url, package in (("gs://bucket/a.tar", "gcsfs"), ("az://box/a.tar", "adlfs")):
         with pytest.raises(OneFlowError, match=package):
             rows_of("webdataset", url)
@@ -207,6 +218,7 @@ def test_no_secret_is_ever_written_or_shown(
         {"image": f"{safe}/gone.png{signed}", "text": "gone"},
         {"image": f"file://user:{SECRET}@x/y", "text": "refused"},
         {"url": f"{safe}/p{signed}", "question": "no answer"},
+        {"id": f"{safe}/p{signed}", "text": "by url", "licence": f"{safe}/p{signed}"},
         b'{"broken": "' + f"{safe}/p{signed}".encode(),
         b'{"escaped": "' + f"{safe}/p{signed}".replace("/", "\\/").encode(),
     ]
@@ -214,7 +226,7 @@ def test_no_secret_is_ever_written_or_shown(
     source = {"name": "s", "format": "jsonl", "urls": [f"{safe}/r.jsonl{signed}"], "images": []}
     config = corpus(tmp_path / "root", {**source, "fetch": {"retries": 0}})
     documents, refused = ingested(config)
-    assert len(documents) == 2 and sum(refused.values()) == 5
+    assert len(documents) == 3 and sum(refused.values()) == 5
     assert json.loads(documents[0]["document"])["meta"] == {"url": f"{web.url}/page?v=1"}
     reports = ingest.reports(config, list_units(config))
     shown = [repr(reports), json.dumps([vars_of(r.input) for r in reports]), repr(list_units(config))]

@@ -89,6 +89,13 @@ def test_embeddings_are_not_read_and_wrong_types_are_refused(tmp_path: Path) -> 
     assert refused == {"columns missing": 2}
 
 
+def test_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    drafts, refused = read("parquet", tmp_path / "a.parquet")
+    assert [d.key for d in drafts] == ["row-0", "row-2"] and refused == {"row unreadable": 1}
+
+
 def test_a_damaged_page_costs_its_row_group_and_a_footer_the_file(tmp_path: Path) -> None:
     rows = [{"image": png(i, (64, 64)), "text": f"{i}"} for i in range(40)]
     path = parquet_file(tmp_path / "a.parquet", rows, row_group_size=10, compression="snappy")
