@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from oneflow_core.data.manifest import Manifest, ManifestError
@@ -11,6 +11,7 @@ from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.models import Models
 from workflows.corpus.parts import list_parts
 from workflows.corpus.units import list_units
 from workflows.storage import explained, join, open_fs
@@ -26,6 +27,10 @@ class BuildReport:
     manifest: Manifest | None
     seconds: Mapping[str, float]
     """By stage; those that did not run are absent."""
+    done: Mapping[str, int] = field(default_factory=dict)
+    """How many files, images, shards were made now."""
+    reused: Mapping[str, int] = field(default_factory=dict)
+    """How many of each had been made before."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -33,6 +38,8 @@ class BuildReport:
         told: dict[str, Any] = {
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "done": dict(self.done),
+            "reused": dict(self.reused),
         }
         if found is not None:
             told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
@@ -44,6 +51,15 @@ class BuildReport:
             told |= {"shards": len(found.shards), "encoder": found.encoder}
             told |= {"refused": {s: dict(a.refused) for s, a in found.accounts.items()}}
         return told
+
+    def what(self) -> str:
+        """For people: what was made now, and what had been before."""
+        words = {"files": "ingested", "images": "encoded", "shards": "written"}
+        return "; ".join(
+            f"{word} {self.done[name]:,} {name}, {self.reused[name]:,} reused"
+            for name, word in words.items()
+            if name in self.done
+        )
 
 
 def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
@@ -57,17 +73,23 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
     if manifest is not None:
         return BuildReport(False, manifest, {"check": time.monotonic() - begin})
     seconds: dict[str, float] = {}
-    models: encode.Models | None = None
+    done: dict[str, int] = {}
+    reused: dict[str, int] = {}
+    models: Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
-            seconds["ingest"] = ingest.run(config).seconds
+            ingested = ingest.run(config)
+            seconds["ingest"] = ingested.seconds
+            done["files"], reused["files"] = ingested.made, len(ingested.units) - ingested.made
         if stage in (None, "encode"):
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
+            done["images"], reused["images"] = encoded.encoded, encoded.reused
         if stage in (None, "shard"):
             sharded = shard.run(config, models)
             seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
-    return BuildReport(True, manifest, seconds)
+            done["shards"], reused["shards"] = len(manifest.shards) - sharded.reused, sharded.reused
+    return BuildReport(True, manifest, seconds, done, reused)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
@@ -84,7 +106,7 @@ def finished(config: CorpusConfig) -> Manifest | None:
     listed = [(u.source, u.name, u.size, u.etag) for u in units]
     made_of = [(i.source, i.name, i.size, i.etag) for i in manifest.inputs]
     same = manifest.created_by["config_digest"] == config.digest() and made_of == listed
-    return manifest if same and _whole(manifest) else None
+    return manifest if same and _whole(manifest) and _quarantined(config, manifest) else None
 
 
 def _latest(url: str) -> Manifest | None:
@@ -96,6 +118,15 @@ def _latest(url: str) -> Manifest | None:
     except ManifestError:
         pass
     return None
+
+
+def _quarantined(config: CorpusConfig, manifest: Manifest) -> bool:
+    """Whether all that was refused is still in quarantine: what was taken out is to be tried again."""
+    named = {part.path for part in manifest.parts if part.path.startswith("quarantine/")}
+    there: set[str] = set()
+    for folder in {path.rpartition("/")[0] for path in named}:
+        there |= {f"{folder}/{name}.parquet" for name in list_parts(config.root, folder)}
+    return named <= there
 
 
 def _whole(manifest: Manifest) -> bool:

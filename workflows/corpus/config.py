@@ -9,10 +9,11 @@ from pydantic import Field, field_validator, model_validator
 from workflows.config import Config
 from workflows.corpus.encode_config import EncodeConfig
 from workflows.corpus.fingerprint import fingerprint
+from workflows.corpus.frames import Frame
 from workflows.corpus.selection_config import DuplicatesConfig
 from workflows.corpus.source_config import Name, SourceConfig
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when ingest, encode or shard give other bytes for the same input, so that nothing old is mixed in."""
 
 
@@ -75,14 +76,18 @@ class CorpusConfig(Config):
         what = source.model_dump(mode="json", exclude={"urls", "share"})
         return _digest(["ingest", FORMAT, what, self.limits.model_dump(mode="json")])
 
+    def encode_digest(self) -> str:
+        """Digest of all in this config that decides what an image is encoded to, the batch aside."""
+        codec, encoder = self.encode.codec, self.encode.understanding
+        models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
+        return _digest(["encode", FORMAT, models, Frame.of(self.encode).name])
+
     def digest(self) -> str:
         """Digest of all in this config that decides the bytes of the shards: not where things lie, nor how fast."""
         sources = [s.model_dump(mode="json", exclude={"urls"}) for s in self.sources]
-        codec, encoder = self.encode.codec, self.encode.understanding
-        models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
-        shape = [self.encode.image_size, self.encode.batch_size, self.encode.part_images]
+        encode = [self.encode_digest(), self.encode.batch_size, self.encode.part_images, self.encode.part_mb]
         limits, shard = self.limits.model_dump(mode="json"), self.shard.model_dump(mode="json")
-        return _digest(["corpus", FORMAT, self.name, sources, limits, models, shape, shard, self.seed])
+        return _digest(["corpus", FORMAT, self.name, sources, limits, encode, shard, self.seed])
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oneflow_core.images import fit
+from oneflow_core.images import cover, upright_size
 from workflows.corpus.config import LimitsConfig
 
 Square = NDArray[np.uint8]
@@ -31,15 +31,21 @@ def probe(data: bytes, limits: LimitsConfig) -> tuple[int, int]:
 
 
 def square(data: bytes, size: int) -> Square:
-    """The image as uint8 [size, size, 3]: upright by its EXIF, on white where transparent, centre-cropped, resized.
+    """The image as uint8 [size, size, 3]: as `framed`."""
+    return framed(data, (size, size))
+
+
+def framed(data: bytes, size: tuple[int, int], meant: Callable[[int, int], bool] | None = None) -> Square:
+    """The image as uint8 [height, width, 3]: upright by its EXIF, on white where transparent, cropped, resized.
 
     Palettes, greys of 1 to 16 bits and CMYK become RGB; 16 bits are scaled to 8; of an animation the first frame is
-    taken; colour profiles are not applied. An image that is `size` squared already keeps its pixels.
+    taken; colour profiles are not applied. An image that has the `size` already keeps its pixels.
 
     Raises:
-        PictureError: as `probe`; or "image mode" for pixels without a defined range (floating point).
+        PictureError: as `probe`; "image mode" for pixels without a defined range (floating point); "image size" where
+            `meant` says no to the upright sides.
     """
-    return _decoded(data, lambda image: _squared(image, size))
+    return _decoded(data, lambda image: _framed(image, size, meant))
 
 
 def _decoded(data: bytes, use: Callable[[Image.Image], T]) -> T:
@@ -64,7 +70,9 @@ def _loaded(image: Image.Image, limits: LimitsConfig) -> tuple[int, int]:
     return width, height
 
 
-def _squared(image: Image.Image, size: int) -> Square:
+def _framed(image: Image.Image, size: tuple[int, int], meant: Callable[[int, int], bool] | None) -> Square:
     if image.mode == "F":
         raise PictureError("image mode")
-    return fit(image, size)
+    if meant is not None and not meant(*upright_size(image)):
+        raise PictureError("image size")
+    return cover(image, *size)

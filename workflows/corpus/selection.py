@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from workflows.corpus import refusals
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.parts import READERS_AT_ONCE, read_part
@@ -20,7 +21,7 @@ from workflows.errors import UsageError
 
 Codes = NDArray[np.uint8]
 TAKEN = 0
-REASONS = ("", "left out by share", "left out by weight")
+REASONS = ("", "left out by share", "left out by weight", *refusals.REASONS)
 """Code -> why a document is left out."""
 
 
@@ -45,13 +46,17 @@ class Selection:
         return found
 
 
-def select(config: CorpusConfig, units: Sequence[UnitReport]) -> Selection:
-    """What is taken of the parts of `units`.
+def select(
+    config: CorpusConfig, units: Sequence[UnitReport], refused: refusals.Refusals | None = None
+) -> Selection:
+    """What is taken of the parts of `units`, without documents that name an image of `refused` (None: all that encode
+    has refused so far).
 
     Raises:
         UsageError: some sources have a weight and others have none.
     """
     codes = [np.zeros(unit.account.kept, np.uint8) for unit in units]
+    _without(units, codes, refusals.Refusals.load(config) if refused is None else refused)
     shares = {source.name: source.share for source in config.sources}
     _thin(config, units, codes, shares, REASONS.index("left out by share"))
     _thin(config, units, codes, _by_weight(config, units, codes), REASONS.index("left out by weight"))
@@ -61,6 +66,14 @@ def select(config: CorpusConfig, units: Sequence[UnitReport]) -> Selection:
 def order_of(seed: int, doc_id: str) -> int:
     """A document's place in the global order, of 2**64."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{doc_id}".encode(), digest_size=8).digest(), "big")
+
+
+def _without(units: Sequence[UnitReport], codes: list[Codes], refused: refusals.Refusals) -> None:
+    """Leave out documents that name an image that was refused."""
+    for place, unit in enumerate(units) if len(refused.images) else ():
+        found = refused.rows(read_part(unit.url, ["images"])["images"])
+        first = REASONS.index(refusals.REASONS[0])
+        codes[place][found >= 0] = first + found[found >= 0]
 
 
 def _thin(
