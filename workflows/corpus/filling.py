@@ -12,7 +12,7 @@ from workflows.corpus.config import CorpusConfig
 from workflows.corpus.documents import sha256_of
 from workflows.corpus.frames import Frame, Size
 from workflows.corpus.pictures import PictureError, framed
-from workflows.corpus.refusals import RefusedImage
+from workflows.corpus.refusals import REASONS, RefusedImage
 from workflows.corpus.sources import Draft, Picture, Refused
 from workflows.corpus.sources.protocol import head
 from workflows.corpus.units import Unit, opened
@@ -37,7 +37,8 @@ class Filled:
         try:
             self.pixels[place] = framed(data, self.chunk.size, partial(_meant, frame, self.chunk.size))
         except PictureError as error:
-            self.refused.append(RefusedImage(place, str(error), picture.name, head(data)))
+            reason = str(error) if str(error) in REASONS else REASONS[0]
+            self.refused.append(RefusedImage(place, reason, picture.name, head(data)))
 
 
 def filled(config: CorpusConfig, job: Job) -> Iterator[Filled]:

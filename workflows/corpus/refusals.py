@@ -23,6 +23,7 @@ from workflows.storage import exists, join
 REASONS = (
     "image unreadable",
     "image too large",
+    "image format",
     "image mode",
     "image size",
     "image changed",
