@@ -15,7 +15,7 @@ from workflows.corpus.sources.kept import Kept
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.places import TarPlace, UnitFolder, place_at
 from workflows.corpus.sources.protocol import head
-from workflows.corpus.sources.stored import StoredFile
+from workflows.corpus.sources.stored import StoredFile, raise_if_ours
 from workflows.corpus.sources.web import Web
 from workflows.errors import OneFlowError, UsageError
 from workflows.storage import join, open_fs
@@ -90,9 +90,8 @@ class Rows:
                 if self._source.limit is not None:
                     self._taken.update(_bytes_of(row))
                 yield row
-        except OneFlowError:
-            raise
         except Exception as error:  # noqa: BLE001 parsers of untrusted bytes raise what they like
+            raise_if_ours(error)
             yield broken(self._files.main, error)
         self._whole = True
 

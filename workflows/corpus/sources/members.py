@@ -9,6 +9,7 @@ from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.answers import chosen
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
 from workflows.corpus.sources.rows import RowError, field_of, fill, licence_of, meta_of, scalars, text_of
+from workflows.corpus.sources.stored import raise_if_ours
 from workflows.urls import without_secrets
 
 IMAGE_SUFFIXES = frozenset(
@@ -53,7 +54,8 @@ def failures(name: str, stream: BinaryIO) -> Iterator[Refused]:
                 return
             for batch in table.iter_batches(columns=wanted, use_threads=False):
                 yield from _failed(batch.to_pylist())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
+        raise_if_ours(error)
         yield Refused(name, "table unreadable", head(str(error)))
 
 

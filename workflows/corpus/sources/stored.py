@@ -1,5 +1,6 @@
 """Stored files as streams: any fsspec URL, each read tried again, digested on the way."""
 
+import errno
 import hashlib
 import io
 import os
@@ -24,6 +25,18 @@ WAIT = 0.25
 """Seconds before the second try; doubled for each further one, less a random part."""
 ROOM = 64 << 20
 """Bytes that a digest holds of what was read too early, before they are dropped and read again."""
+
+
+MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+)
+"""Errors of this machine, not of the bytes that are read."""
+
+
+def raise_if_ours(error: Exception) -> None:
+    """Raise what the bytes that were read are not to blame for: a store that fails, a disk that is full."""
+    if isinstance(error, OneFlowError | MemoryError) or getattr(error, "errno", None) in MACHINE:
+        raise error
 
 
 @dataclass(frozen=True, slots=True)

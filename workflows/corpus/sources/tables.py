@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import Refused, head
-from workflows.errors import OneFlowError
+from workflows.corpus.sources.stored import raise_if_ours
 
 BATCH_ROWS = 64
 FREE_BYTES = 1 << 30
@@ -80,9 +80,8 @@ def _group(table: pq.ParquetFile, group: int, columns: list[str], number: int) -
             for row in _values(batch):
                 yield f"row-{number + read}", row
                 read += 1
-    except OneFlowError:
-        raise
     except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
+        raise_if_ours(error)
         reason = str(error) if isinstance(error, Broken) else "row group broken"
         yield "", Refused(f"row-{number + read}", reason, head(f"{type(error).__name__}: {error}"))
 
@@ -92,6 +91,7 @@ def _values(batch: pa.RecordBatch) -> list[Any]:
     try:
         return list(batch.to_pylist())
     except Exception as error:  # noqa: BLE001 found row by row
+        raise_if_ours(error)
         if batch.num_rows == 1:
             return [Refused("", "row unreadable", head(f"{type(error).__name__}: {error}"))]
     return [row for i in range(batch.num_rows) for row in _values(batch.slice(i, 1))]
