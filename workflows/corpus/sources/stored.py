@@ -20,6 +20,8 @@ from workflows.storage_errors import explain
 
 BLOCK = 1 << 20
 """Bytes of one request, at least."""
+MOST = 8 << 20
+"""Bytes of one request, at most; a page of Parquet may be hundreds of MiB."""
 RETRIES = 5
 WAIT = 0.25
 """Seconds before the second try; doubled for each further one, less a random part."""
@@ -132,7 +134,7 @@ class StoredStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Up to as many bytes as `buffer` holds; 0 at the end of the file only."""
-        data = self._read(len(buffer))
+        data = self._read(min(len(buffer), MOST))
         for digest in self._digests:
             digest.feed(self._at, data)
         buffer[: len(data)] = data
