@@ -27,7 +27,12 @@ class TableReader(Reader):
 
     def split(self, file: StoredFile | None) -> Sequence[Split]:
         """Runs of row groups, named by the first of each."""
-        if file is None or file.size <= SPLIT_BYTES or file.url.startswith(("http://", "https://")):
+        if (
+            file is None
+            or file.size <= SPLIT_BYTES
+            or not file.name.lower().endswith((".parquet", ".parq"))
+            or file.url.startswith(("http://", "https://"))
+        ):
             return ()
         try:
             with StoredStream(file) as stream, pq.ParquetFile(stream) as table:
