@@ -110,6 +110,8 @@ def _named(rows: list[Any], labels: dict[str, list[str]]) -> list[Any]:
 def _values(batch: pa.RecordBatch) -> list[Any]:
     """The rows of a batch; where a value cannot be told (text that is no UTF-8), a Refused in place of its row."""
     try:
+        # Offsets that lead out of a damaged file's buffers would end the process.
+        batch.validate(full=True)
         return list(batch.to_pylist())
     except Exception as error:  # noqa: BLE001 found row by row
         raise_if_ours(error)
