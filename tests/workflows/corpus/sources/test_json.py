@@ -309,6 +309,27 @@ def test_vqa_v2(tmp_path: Path) -> None:
     assert [seen(d)[0][0] for d in drafts] == [PNG, PNG]
 
 
+def test_damage_in_one_of_two_lists(tmp_path: Path) -> None:
+    """Captions and answers before the damage are kept, the damage and what lacks its other half are told."""
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(3000)]
+    captions = [{"id": i, "image_id": i, "caption": "c"} for i in range(3000)]
+    text = json.dumps({"images": images, "annotations": captions})
+    (tmp_path / "c.json").write_text(text[:-40_000])
+    drafts, refused = read("coco", tmp_path / "c.json")
+    assert 1000 < len(drafts) < 3000 and refused == {"file broken": 1}
+    questions = [{"question_id": i, "question": "?", "image_id": i} for i in range(3000)]
+    answers = [{"question_id": i, "answers": [{"answer": "a"}]} for i in range(3000)]
+    (tmp_path / "questions.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "annotations.json").write_text(json.dumps({"annotations": answers})[:-40_000])
+    drafts, refused = read("vqa", tmp_path / "questions.json")
+    assert 1000 < len(drafts) < 3000
+    assert refused == {"file broken": 1, "answer missing": 3000 - len(drafts)}
+    (tmp_path / "annotations.json").write_text("\n".join(map(json.dumps, answers)))
+    (tmp_path / "questions.json").write_text(json.dumps({"questions": questions})[:-40_000])
+    drafts, refused = read("vqa", tmp_path / "questions.json")
+    assert 1000 < len(drafts) < 3000 and refused == {"file broken": 1}
+
+
 def test_text_vqa_and_vizwiz_in_one_file(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "ab12.jpg").write_bytes(PNG)
