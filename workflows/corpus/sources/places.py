@@ -49,6 +49,8 @@ class LocalFolder:
         """The file below the directory; what `name` repeats of the directory's own path is passed over."""
         for below in _below(str(self._root), name):
             try:
+                if not os.path.exists(f"{self._root}/{below}"):
+                    continue
                 file = (self._root / below).resolve()
                 if not file.is_relative_to(self._root):
                     return Picture(name, None, OUTSIDE)
