@@ -52,7 +52,8 @@ class _Captioned:
         image = self._images.get(row.get("image_id"))
         if not isinstance(image, Mapping):
             raise RowError("image not listed")
-        about = {**row, "image": image, "license": self._licences.get(image.get("license"))}
+        own = {name: value for name, value in image.items() if name != "id"}
+        about = {**own, **row, "image": image, "license": self._licences.get(image.get("license"))}
         if self._source.caption != "{txt}":
             caption = fill(self._source.caption, lambda name: field_of(about, name))
         else:

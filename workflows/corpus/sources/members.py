@@ -78,8 +78,10 @@ def _segments(
 
 
 def _caption(fields: "_Fields", source: SourceConfig) -> str:
-    if source.caption != "{txt}":
-        return fill(source.caption, fields.get)
+    if source.caption != "{txt}" or "text" in source.columns:
+        return fill(
+            source.caption if source.caption != "{txt}" else f"{{{source.columns['text']}}}", fields.get
+        )
     for name in CAPTIONS:
         if fields.has(name):
             return fill(f"{{{name}}}", fields.get)

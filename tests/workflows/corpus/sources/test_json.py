@@ -106,6 +106,10 @@ def test_mmc4(tmp_path: Path, place: str) -> None:
         "image_urls": '["https://x/a.png", "https://x/b.png"]',
         "similarities": "[0.5, 0.2769]",
     }
+    renamed = {"s": MMC4["text_list"], "i": MMC4["image_info"]}
+    other = jsonl(tmp_path / "other" / "shard_0.jsonl", [renamed])
+    mapped = read("mmc4", other, columns={"texts": "s", "images": "i"}, images=where)[0]
+    assert seen(mapped[0]) == seen(drafts[0])
     after = seen(read("mmc4", path, placement="after", **options)[0][0])
     assert after == [("one two", "auto"), (png(1), "auto"), ("three", "auto"), (png(2), "auto")]
 
@@ -394,6 +398,8 @@ def test_coco_captions(tmp_path: Path, order: tuple[str, str]) -> None:
     assert reasons(drafts[1]) == ["image outside its place"]
     assert drafts[0].meta == {"image": "000000000001.jpg", "image_id": "1", "url": "http://c/1"}
     assert drafts[0].columns["image.height"] == 480
+    mapped, _ = read("coco", path, images=[str(tmp_path / "val2017")], columns={"image": "file_name"})
+    assert [seen(d) for d in mapped] == [seen(d) for d in drafts]
     drafts, refused = read(
         "coco", path, images=[str(tmp_path / "val2017")], captions="first", licence="{license.name}"
     )
