@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-import ijson  # type: ignore[import-untyped]
+import ijson
 
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken, compressed, lines

@@ -214,7 +214,7 @@ def test_images_by_url_are_fetched_kept_and_refused_within_bounds(web: Web, tmp_
     assert refused == {
         "fetch failed": 3,
         "image too large": 1,
-        "image unreadable": 1,
+        "image format": 1,
         "url scheme not allowed": 3,
     }
     # Encode sees what ingest saw, though the web has changed, and asks for nothing.
