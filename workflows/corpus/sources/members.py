@@ -40,7 +40,10 @@ def draft_of(key: str, members: Mapping[str, bytes], source: SourceConfig) -> Dr
     except RowError as error:
         return Refused(key, str(error), _any(members))
     meta = meta_of(source, fields.known, PROVENANCE)
-    return Draft(key, segments, licence, meta, scalars(fields.json))
+    columns = scalars(fields.json)
+    # Templates say json.x for what the JSON itself calls x; filters may do either.
+    columns |= {f"json.{name}": value for name, value in columns.items()}
+    return Draft(key, segments, licence, meta, columns)
 
 
 def failures(name: str, stream: BinaryIO) -> Iterator[Refused]:
