@@ -17,9 +17,11 @@ BENCHMARKS = {
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
+    "encode": "workflows.bench.encode:run",
+    "rebuild": "workflows.bench.rebuild:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
 """Those that can measure a GPU."""
 
 

@@ -11,6 +11,7 @@ from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.models import Models
 from workflows.corpus.parts import list_parts
 from workflows.corpus.units import Unit, list_units
 from workflows.storage import explained, join, open_fs
@@ -26,8 +27,10 @@ class BuildReport:
     manifest: Manifest | None
     seconds: Mapping[str, float]
     """By stage; those that did not run are absent."""
+    done: Mapping[str, int] = field(default_factory=dict)
+    """How many files, documents, images, shards were made now."""
     reused: Mapping[str, int] = field(default_factory=dict)
-    """What was there from before and not made again: files, documents, images, shards."""
+    """How many of each had been made before."""
     cleaned: int | None = None
     """Texts that clean-up changed; None where ingest did not run."""
     ingested: Mapping[str, Account] = field(default_factory=dict)
@@ -39,6 +42,7 @@ class BuildReport:
         told: dict[str, Any] = {
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "done": dict(self.done),
             "reused": dict(self.reused),
         }
         if self.cleaned is not None:
@@ -55,6 +59,15 @@ class BuildReport:
             told |= {"refused": {s: dict(a.refused) for s, a in found.accounts.items()}}
         return told
 
+    def what(self) -> str:
+        """For people: what was made now, and what had been before."""
+        words = {"files": "ingested", "images": "encoded", "shards": "written"}
+        return "; ".join(
+            f"{word} {self.done[name]:,} {name}, {self.reused[name]:,} reused"
+            for name, word in words.items()
+            if name in self.done
+        )
+
 
 def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
     """Run one stage, or all three in one Ray session; what was done before is not done again.
@@ -67,24 +80,28 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
     if manifest is not None:
         reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
         reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
-        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused)
+        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused=reused)
     seconds: dict[str, float] = {}
+    done: dict[str, int] = {}
     reused = {}
     cleaned, accounts = None, dict[str, Account]()
-    models: encode.Models | None = None
+    models: Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
             found = ingest.run(config)
             seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
             accounts = ingest.accounts(found.units)
+            done |= {"files": found.made, "documents": sum(a.kept for a in accounts.values()) - found.reused}
             reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
+            done["images"], reused["images"] = encoded.encoded, encoded.reused
         if stage in (None, "shard"):
             sharded = shard.run(config, models)
             seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
-    return BuildReport(True, manifest, seconds, reused, cleaned, accounts)
+            done["shards"], reused["shards"] = len(manifest.shards) - sharded.reused, sharded.reused
+    return BuildReport(True, manifest, seconds, done, reused, cleaned, accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
