@@ -146,6 +146,9 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     outside = {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in (path, *path.parents)}
     assert outside == before, "a key that leads up leads nowhere"
     assert oneflow(capsys, "export", str(root), "--out", "x.csv")[0] == 2
+    code, out = oneflow(capsys, "retry", str(file), "--stage", "encode", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["recovered"] == 0
+    assert oneflow(capsys, "list", str(tmp_path / "none"))[0] == 1
 
 
 def rows(root: Path, *texts: str) -> CorpusConfig:
