@@ -56,7 +56,7 @@ def similar(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return hashes, groups
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(similar(), st.integers(0, 16))
 def test_near_duplicates_are_those_that_comparing_all_finds(
     drawn: tuple[list[int], list[int]], distance: int

@@ -1,9 +1,6 @@
 """Images that rows name by URL, filtered by the rows' columns: what could not be fetched is fetched by a retry."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,19 +14,9 @@ from workflows.corpus.ingest import UnitReport, reports
 from workflows.corpus.parts import read_part
 from workflows.corpus.quarantine import Wanted, summary
 from workflows.corpus.selection import select
-from workflows.corpus.units import Unit, list_units
+from workflows.corpus.units import list_units
 
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks run here, one after the other."""
-
-    def each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterator[tuple[Unit, Any]]:
-        yield from ((unit, work(unit)) for unit in units)
-
-    monkeypatch.setattr(ingest, "each", each)
-    for module in (ingest, retry):
-        monkeypatch.setattr(module, "cluster", nullcontext)
+pytestmark = pytest.mark.usefixtures("tasks_in_process")
 
 
 def table(root: Path, web: Web) -> CorpusConfig:
