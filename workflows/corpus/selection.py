@@ -71,14 +71,13 @@ class Selection:
         taken: Counter[str] = Counter()
         for number, unit in enumerate(units):
             taken[unit.unit.source] += int(self.taken(number).sum())
+        found: dict[str, Account] = {}
         left = self.left_out(units)
-        return {
-            source: closed(
-                f"source {source}",
-                Account(read.read, taken[source], dict(Counter(read.refused) + left[source])),
-            )
-            for source, read in accounts(units).items()
-        }
+        for source, account in accounts(units).items():
+            # Ingest and a later stage may have the same reason.
+            refused = Counter(account.refused) + left[source]
+            found[source] = closed(f"source {source}", Account(account.read, taken[source], dict(refused)))
+        return found
 
 
 def select(

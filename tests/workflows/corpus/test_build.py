@@ -23,6 +23,8 @@ from workflows.corpus import build
 from workflows.corpus import shard as shard_job
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.inspection import inspect, render
+from workflows.corpus.quarantine import Wanted, summary
+from workflows.corpus.retry import retry
 from workflows.corpus.tally import tallied
 from workflows.corpus.verify import verify
 from workflows.errors import OneFlowError, Refused
@@ -342,3 +344,39 @@ def test_a_count_from_the_cluster_is_told(local_ray: None, capsys: pytest.Captur
     assert "100 of 100 documents" in told
     with tallied("shard", 100, "documents") as little:
         assert little is None
+
+
+def rewritten(root: Path, *texts: str) -> CorpusConfig:
+    """A file of texts beside one that never changes; written again, in place, its listing stays as it was."""
+    jsonl(root / "b.jsonl", [{"text": "other"}])
+    path = root / "a.jsonl"
+    stat = path.stat() if path.exists() else None
+    jsonl(path, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    for file in ("a", "b"):
+        os.utime(root / f"{file}.jsonl", ns=(10**18, 10**18))
+    assert stat is None or path.stat().st_size == stat.st_size
+    source = {"name": "some-texts", "format": "jsonl", "urls": ["${root}/{a,b}.jsonl"]}
+    return corpus(root, {**source, "filters": {"deny_text": ["not"]}})
+
+
+def test_retry_and_the_build_after_it(tmp_path: Path) -> None:
+    """A file mended in place keeps its listing; what came out makes another version, and nothing else does."""
+    config = rewritten(tmp_path, "one", "    ", "    ", "not!")
+    before = build.run(config).manifest
+    assert before is not None and before.totals.samples == 2 and build.finished(config) == before
+    same = retry(config, Wanted())
+    assert (same.files, same.recovered, same.still) == (1, 0, {"text empty": 2, "filtered: text": 1})
+    assert build.finished(config) == before, "nothing came out otherwise"
+    rewritten(tmp_path, "one", "two ", "    ", "now!")
+    assert build.finished(config) == before, "listings do not tell"
+    found = retry(config, Wanted(source="some-texts", reason="text"))
+    assert (found.files, found.recovered, found.still, found.new) == (1, 2, {"text empty": 1}, 0)
+    assert build.finished(config) is None
+    report = build.run(config)
+    after = report.manifest
+    assert after is not None and after.totals.samples == 4 and after.version != before.version
+    assert report.reused["files"] == 2 and after.accounts["some-texts"].refused == {"text empty": 1}
+    assert summary(str(tmp_path), Wanted()).total() == 1
+    assert build.finished(config) == after
+    again = retry(config, Wanted(reason="filtered"))
+    assert again.files == 0 and build.finished(config) == after
