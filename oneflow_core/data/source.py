@@ -36,12 +36,11 @@ class Source:
         for shard in self.order.upcoming(lane, consumed):
             self._store.prefetch(shard)
         place = self.order.locate(lane, consumed)
-        reader = self._store.reader(place.shard)
         if self._holdout:
-            key = reader.index.samples[place.row].key
+            key = self._store.reader(place.shard).index.samples.key(place.row)
             if is_held_out(key, self._holdout) != self._held_out:
                 return None
-        return reader[place.row], place.epoch
+        return self._store.sample(place.shard, place.row), place.epoch
 
     def close(self) -> None:
         """Let go of the shards."""

@@ -1,34 +1,35 @@
-"""The shards of one corpus, opened on first use: local ones mapped, remote ones fetched whole into a cache."""
+"""The shards of one corpus, opened on first use: local ones mapped, remote ones from a cache or read by ranges."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from oneflow_core.data.cache import ShardCache
 from oneflow_core.data.index import ShardError, ShardIndex
 from oneflow_core.data.manifest import Manifest, ShardEntry
 from oneflow_core.data.reader import ShardReader, index_url
+from oneflow_core.data.remote import fetch
+from oneflow_core.data.shard import Sample
 
 OPEN_SHARDS = 256
 FETCHES_AT_ONCE = 2
 
 
 class ShardStore:
-    """Readers of a corpus's shards by number in the manifest. Thread-safe.
+    """Samples of a corpus by number of the shard in the manifest and row in it. Thread-safe.
 
-    A remote shard is fetched once into `cache` under its digest, checked, and mapped from there; workers of a
-    machine share the cache. Files that were used longest ago make room when it holds more than `cache_bytes`.
-    The index of a shard is checked against the manifest, and each member against the index when it is read.
+    A remote shard is fetched once into `cache` and mapped from there; workers of a machine share the cache. With
+    `cache_bytes` of 0, or where a shard does not fit, its samples are read by ranges. The index of a shard is checked
+    against the manifest, and each member against the index when it is read; a damaged file in the cache is replaced.
     """
 
     def __init__(self, manifest: Manifest, cache: Path, cache_bytes: int) -> None:
         self.manifest = manifest
-        self._cache, self._cache_bytes = cache, cache_bytes
+        self._cache = ShardCache(cache, cache_bytes)
         self._open: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="shards")
@@ -46,77 +47,62 @@ class ShardStore:
         """
         return self._future(number).result()
 
+    def sample(self, number: int, row: int) -> Sample:
+        """Sample `row` of shard `number`.
+
+        Raises:
+            FileNotFoundError: the manifest names a shard that is gone.
+            ShardError: the shard or its index is not the one that the manifest describes.
+        """
+        reader = self.reader(number)
+        try:
+            return reader[row]
+        except ShardError:
+            if not self._is_remote(number):
+                raise
+            self._forget(number, reader)
+            return self.reader(number)[row]
+
     def close(self) -> None:
-        """Stop fetching; readers are closed when the last sample read through them is let go."""
+        """Stop fetching; shards are let go when the last sample read of them is."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
 
     def _future(self, number: int) -> Future[ShardReader]:
         with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-            else:
+            held = self._open.get(number)
+            if held is None or (held.done() and held.exception() is not None):
                 self._open[number] = self._pool.submit(self._open_shard, self.manifest.shards[number])
+            self._open.move_to_end(number)
             while len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
             return self._open[number]
 
+    def _forget(self, number: int, reader: ShardReader) -> None:
+        """Have a shard fetched anew, once for all threads that read it through `reader`."""
+        with self._lock:
+            held = self._open.get(number)
+            if held is not None and held.done() and held.result() is reader:
+                self._cache.drop(self.manifest.shards[number])
+                del self._open[number]
+
+    def _is_remote(self, number: int) -> bool:
+        return _is_remote(self.manifest.shard_url(self.manifest.shards[number]))
+
     def _open_shard(self, entry: ShardEntry) -> ShardReader:
         url = self.manifest.shard_url(entry)
-        if "://" not in url or url.startswith("file://"):
-            index = _index(url, Path(index_url(url.removeprefix("file://"))).read_bytes(), entry)
-            return ShardReader(url, index)
-        index = _index(url, _fetch(index_url(url)), entry)
-        return ShardReader(self._cached(url, entry), index)
-
-    def _cached(self, url: str, entry: ShardEntry) -> Path:
-        path = self._cache / f"{entry.sha256}.tar"
-        if path.is_file() and _digest(path.read_bytes()) == entry.sha256:
-            os.utime(path)
-            return path
-        data = _fetch(url)
-        if (found := _digest(data)) != entry.sha256:
-            wrong = f"sha256 is {found[:12]}, the manifest says {entry.sha256[:12]}"
-            raise ShardError(f"{url}: {wrong}; run oneflow corpus verify, then build the shard anew")
-        self._make_room(len(data))
-        return _write(path, data)
-
-    def _make_room(self, size: int) -> None:
-        """Unlink what was used longest ago; what is mapped, here or in another worker, stays readable."""
-        files = sorted(self._cache.glob("*.tar"), key=lambda file: file.stat().st_mtime)
-        held = sum(file.stat().st_size for file in files)
-        while files and held + size > self._cache_bytes:
-            oldest = files.pop(0)
-            held -= oldest.stat().st_size
-            oldest.unlink(missing_ok=True)
+        if not _is_remote(url):
+            url = url.removeprefix("file://")
+            return ShardReader(url, _index(url, Path(index_url(url)).read_bytes(), entry))
+        index = _index(url, fetch(index_url(url)), entry)
+        return ShardReader(self._cache.path(url, entry) or url, index, name=url)
 
 
-def default_cache() -> Path:
-    """Where shards are cached when the config names no place: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oneflow" / "shards"
+def _is_remote(url: str) -> bool:
+    return "://" in url and not url.startswith("file://")
 
 
 def _index(url: str, data: bytes, entry: ShardEntry) -> ShardIndex:
-    if _digest(data) != entry.index_sha256:
+    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
         raise ShardError(f"{index_url(url)}: is not the index that the manifest describes; build it anew")
     return ShardIndex.from_bytes(data)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _fetch(url: str) -> bytes:
-    from fsspec.core import url_to_fs
-
-    filesystem, path = url_to_fs(url)
-    data: bytes = filesystem.cat_file(path)
-    return data
-
-
-def _write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fetch-", delete=False) as stream:
-        stream.write(data)
-    Path(stream.name).replace(path)
-    return path

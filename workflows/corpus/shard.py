@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from oneflow_core.data.index import INDEX_SCHEMA
 from oneflow_core.data.manifest import LATEST_NAME, Account, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
@@ -127,7 +128,7 @@ def _version(
     config: CorpusConfig, units: Sequence[UnitReport], images: set[str], stores: Sequence[Store]
 ) -> str:
     """Digest of the config, of the inputs' content and of the arrays as stored: what decides the shards' bytes."""
-    digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
+    digest = hashlib.sha256(f"{FORMAT}:{INDEX_SCHEMA}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
     for store in stores:
