@@ -73,11 +73,13 @@ class LaneOrder:
         place = int(np.searchsorted(starts, flat, side="right")) - 1
         return Position(epoch, int(order[place]), flat - int(starts[place]))
 
-    def upcoming(self, lane: int, consumed: int) -> list[int]:
-        """Where a window begins: the shards of this and the next window, to be fetched; else nothing."""
+    def upcoming(self, lane: int, consumed: int, begins: bool = False) -> list[int]:
+        """Where a window or (`begins`) a run begins: shards of this window and the next, to fetch; else nothing."""
         epoch, offset = divmod(consumed, self.size(lane))
-        if offset % self._window:
+        if offset % self._window and not begins:
             return []
+        consumed -= offset % self._window
+        offset -= offset % self._window
         rest = min(self._window, self.size(lane) - offset)
         return self._shards_between(lane, epoch, offset) + self._shards_between(
             lane, *divmod(consumed + rest, self.size(lane))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -33,11 +34,18 @@ def retried(act: Callable[[], T], tries: int = TRIES) -> T:
     return act()
 
 
-def fetch(url: str, start: int | None = None, stop: int | None = None, size: int | None = None) -> bytes:
-    """The object at `url`, or its bytes from `start` to `stop`; `size` is how many there must be.
+def fetch(
+    url: str,
+    start: int | None = None,
+    stop: int | None = None,
+    size: int | None = None,
+    sha256: str | None = None,
+) -> bytes:
+    """The object at `url`, or its bytes from `start` to `stop`; `size` or `sha256` is what they must have.
 
     Raises:
         FileNotFoundError: there is no such object.
+        WrongBytesError: other bytes came at every try.
         OSError: what the last try raised, if it was not some library's own kind.
     """
     from fsspec.core import url_to_fs
@@ -48,6 +56,8 @@ def fetch(url: str, start: int | None = None, stop: int | None = None, size: int
         data: bytes = filesystem.cat_file(path, start=start, end=stop)
         if size is not None and len(data) != size:
             raise WrongBytesError(f"{path}: {len(data)} bytes came, {size} are there")
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise WrongBytesError(f"{path}: its SHA-256 is not {sha256[:12]}")
         return data
 
     return retried(read)

@@ -7,14 +7,16 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from oneflow_core.data.cache import ShardCache
 from oneflow_core.data.index import ShardError, ShardIndex
 from oneflow_core.data.manifest import Manifest, ShardEntry
 from oneflow_core.data.reader import ShardReader, index_url
-from oneflow_core.data.remote import fetch
+from oneflow_core.data.remote import WrongBytesError, fetch
 from oneflow_core.data.shard import Sample
 
+T = TypeVar("T")
 OPEN_SHARDS = 256
 FETCHES_AT_ONCE = 2
 
@@ -22,30 +24,29 @@ FETCHES_AT_ONCE = 2
 class ShardStore:
     """Samples of a corpus by number of the shard in the manifest and row in it. Thread-safe.
 
-    A remote shard is fetched once into `cache` and mapped from there; workers of a machine share the cache. With
-    `cache_bytes` of 0, or where a shard does not fit, its samples are read by ranges. The index of a shard is checked
-    against the manifest, and each member against the index when it is read; a damaged file in the cache is replaced.
+    A remote shard is fetched once into `cache` and mapped from there; workers of a machine share the cache. Until it is
+    there, with `cache_bytes` of 0, or where it does not fit, its samples are read by ranges. The index of a shard is
+    checked against the manifest, and each member against the index when it is read; a damaged file in the cache is
+    replaced.
     """
 
     def __init__(self, manifest: Manifest, cache: Path, cache_bytes: int) -> None:
         self.manifest = manifest
         self._cache = ShardCache(cache, cache_bytes)
+        self._remote = _is_remote(manifest.base)
         self._open: OrderedDict[int, Future[ShardReader]] = OrderedDict()
+        self._ranged: OrderedDict[int, ShardReader] = OrderedDict()
+        self._waiting: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="shards")
 
     def prefetch(self, number: int) -> None:
-        """Begin to open shard `number` in the background."""
-        self._future(number)
+        """Begin to open shard `number` in the background, after those that are waited for."""
+        self._future(number, first=False)
 
-    def reader(self, number: int) -> ShardReader:
-        """The reader of shard `number`; waits until it is there.
-
-        Raises:
-            FileNotFoundError: the manifest names a shard that is gone.
-            ShardError: the shard or its index is not the one that the manifest describes.
-        """
-        return self._future(number).result()
+    def key(self, number: int, row: int) -> str:
+        """The key of sample `row` of shard `number`; raises as `sample` does."""
+        return self._reader(number).index.samples.key(row)
 
     def sample(self, number: int, row: int) -> Sample:
         """Sample `row` of shard `number`.
@@ -54,55 +55,94 @@ class ShardStore:
             FileNotFoundError: the manifest names a shard that is gone.
             ShardError: the shard or its index is not the one that the manifest describes.
         """
-        reader = self.reader(number)
+        reader = self._reader(number)
         try:
             return reader[row]
         except ShardError:
-            if not self._is_remote(number):
+            if not self._remote:
                 raise
             self._forget(number, reader)
-            return self.reader(number)[row]
+            return self._reader(number)[row]
 
     def close(self) -> None:
         """Stop fetching; shards are let go when the last sample read of them is."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
+        self._ranged.clear()
 
-    def _future(self, number: int) -> Future[ShardReader]:
+    def _reader(self, number: int) -> ShardReader:
+        """What reads shard `number` now: its file, or ranges while that is on its way."""
+        future = self._future(number, first=True)
+        if future.done() or not self._remote:
+            return future.result()
         with self._lock:
-            held = self._open.get(number)
+            ranged = self._ranged.get(number)
+        if ranged is None:
+            entry = self.manifest.shards[number]
+            ranged = ShardReader(self.manifest.shard_url(entry), self._index(number, entry))
+            with self._lock:
+                _keep(self._ranged, number, ranged)
+        return ranged
+
+    def _future(self, number: int, first: bool) -> Future[ShardReader]:
+        with self._lock:
+            held = self._open.get(number) or self._waiting.get(number)
             if held is None or (held.done() and held.exception() is not None):
-                self._open[number] = self._pool.submit(self._open_shard, self.manifest.shards[number])
-            self._open.move_to_end(number)
-            while len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return self._open[number]
+                held = self._waiting[number] = Future()
+                self._pool.submit(self._open_next)
+            if first and number in self._waiting:
+                self._waiting.move_to_end(number, last=False)
+            _keep(self._open, number, held)
+            return held
+
+    def _open_next(self) -> None:
+        """Open the shard that is wanted most."""
+        with self._lock:
+            number, future = self._waiting.popitem(last=False)
+        try:
+            future.set_result(self._open_shard(number))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _open_shard(self, number: int) -> ShardReader:
+        entry = self.manifest.shards[number]
+        url = self.manifest.shard_url(entry)
+        if not self._remote:
+            return ShardReader(url.removeprefix("file://"), self._index(number, entry))
+        path = self._cache.path(url, entry)
+        return ShardReader(path or url, self._index(number, entry), name=url)
+
+    def _index(self, number: int, entry: ShardEntry) -> ShardIndex:
+        with self._lock:
+            if number in self._ranged:
+                return self._ranged[number].index
+        url = index_url(self.manifest.shard_url(entry))
+        try:
+            if self._remote:
+                return ShardIndex.from_bytes(fetch(url, sha256=entry.index_sha256))
+            data = Path(url.removeprefix("file://")).read_bytes()
+        except WrongBytesError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+            raise ShardError(f"{url}: is not the index that the manifest describes; build it anew")
+        return ShardIndex.from_bytes(data)
 
     def _forget(self, number: int, reader: ShardReader) -> None:
         """Have a shard fetched anew, once for all threads that read it through `reader`."""
         with self._lock:
             held = self._open.get(number)
-            if held is not None and held.done() and held.result() is reader:
+            if held is not None and held.done() and held.exception() is None and held.result() is reader:
                 self._cache.drop(self.manifest.shards[number])
                 del self._open[number]
 
-    def _is_remote(self, number: int) -> bool:
-        return _is_remote(self.manifest.shard_url(self.manifest.shards[number]))
 
-    def _open_shard(self, entry: ShardEntry) -> ShardReader:
-        url = self.manifest.shard_url(entry)
-        if not _is_remote(url):
-            url = url.removeprefix("file://")
-            return ShardReader(url, _index(url, Path(index_url(url)).read_bytes(), entry))
-        index = _index(url, fetch(index_url(url)), entry)
-        return ShardReader(self._cache.path(url, entry) or url, index, name=url)
+def _keep(held: OrderedDict[int, T], number: int, value: T) -> None:
+    """`value` as the one used last; those used longest ago go where they are too many."""
+    held[number] = value
+    held.move_to_end(number)
+    while len(held) > OPEN_SHARDS:
+        held.popitem(last=False)
 
 
 def _is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
-
-
-def _index(url: str, data: bytes, entry: ShardEntry) -> ShardIndex:
-    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-        raise ShardError(f"{index_url(url)}: is not the index that the manifest describes; build it anew")
-    return ShardIndex.from_bytes(data)

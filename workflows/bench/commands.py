@@ -17,6 +17,9 @@ BENCHMARKS = {
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
+    "loader": "workflows.bench.loader:run",
+    "resume": "workflows.bench.resume:run",
+    "scale": "workflows.bench.scale:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion")

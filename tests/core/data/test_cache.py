@@ -36,13 +36,18 @@ from oneflow_core.data.store import ShardStore
 base, cache, limit, pause = sys.argv[1:]
 read = LocalFileSystem.cat_file
 def slow(self, path, **span):
-    print(path, flush=True)
-    time.sleep(float(pause))
-    return read(self, path, **span)
+    data = read(self, path, **span)
+    if path.endswith(".tar") and len(data) in sizes:
+        print(path, flush=True)
+        time.sleep(float(pause))
+    return data
 LocalFileSystem.cat_file = slow
 manifest = Manifest.load(base)
+sizes = {shard.bytes for shard in manifest.shards}
 store = ShardStore(manifest, Path(cache), int(limit))
 for number in [*range(len(manifest.shards)), *range(len(manifest.shards))]:
+    store.prefetch(number)
+    store._open[number].exception()  # until it is there: before, samples are read by ranges
     for row in range(manifest.shards[number].samples):
         assert store.sample(number, row).latents[0][0, 0, 0] == row + sum(s.samples for s in manifest.shards[:number])
 store.close()
@@ -73,6 +78,15 @@ def reading(
 
 def left(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.iterdir() if not path.name.startswith(".lock")}
+
+
+def fetched(corpus: Manifest, cache: Path) -> ShardStore:
+    """A store whose shards all are in the cache."""
+    store = ShardStore(corpus, cache, 1 << 30)
+    for number in range(len(corpus.shards)):
+        store.prefetch(number)
+    assert [held.exception() for held in store._open.values()] == [None] * 4
+    return store
 
 
 def check(cache: Path, corpus: Manifest) -> None:
@@ -110,7 +124,7 @@ def test_a_process_that_is_killed_leaves_no_half_file(corpus: Manifest, tmp_path
     process.communicate()
     assert any(name.startswith(".fetch-") for name in left(cache))
     assert not any(name.endswith(".tar") and len(data) == 0 for name, data in left(cache).items())
-    store = ShardStore(corpus, cache, 1 << 30)
+    store = fetched(corpus, cache)
     assert [store.sample(n, row).document.doc_id for n in range(4) for row in range(12)] == DOCUMENTS
     store.close()
     check(cache, corpus)
@@ -129,18 +143,23 @@ def test_a_disk_that_takes_no_file_does_not_stop_reading(corpus: Manifest, tmp_p
 @pytest.mark.parametrize("damage", ["a byte", "half"])
 def test_a_damaged_file_is_fetched_anew(corpus: Manifest, tmp_path: Path, damage: str) -> None:
     def read() -> list[float]:
-        store = ShardStore(corpus, tmp_path, 1 << 30)
+        store = fetched(corpus, tmp_path)
         try:
             return [float(store.sample(1, row).latents[0][0, 0, 0]) for row in range(12)]
         finally:
             store.close()
+
+    def fetched_anew() -> list[float]:
+        found = read()
+        fetched(corpus, tmp_path).close()
+        return found
 
     wanted = read()
     path = tmp_path / f"{corpus.shards[1].sha256}.tar"
     data = bytearray(path.read_bytes())
     data[600] ^= 4  # within the first document; heads of the tar are not read, so not checked
     path.write_bytes(data if damage == "a byte" else data[: len(data) // 2])
-    assert read() == wanted == list(range(12, 24))
+    assert fetched_anew() == wanted == list(range(12, 24))
     check(tmp_path, corpus)
 
 
@@ -185,7 +204,7 @@ def flaky(corpus: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manifes
 def test_shards_that_do_not_fit_are_read_by_ranges(flaky: Manifest, tmp_path: Path, limit: int) -> None:
     store = ShardStore(flaky, tmp_path / "cache", limit)
     assert [store.sample(n, row).document.doc_id for n in range(4) for row in range(12)] == DOCUMENTS
-    assert Flaky.reads == 4 + 48, "an index each, and one range for each sample"
+    assert 4 + 48 <= Flaky.reads <= 8 + 48, "an index each, and one range for each sample"
     assert not (tmp_path / "cache").exists()
     store.close()
 
@@ -202,16 +221,17 @@ def test_reads_that_fail_are_tried_again(flaky: Manifest, tmp_path: Path, limit:
 
 def test_reads_that_always_fail_end_with_the_error(flaky: Manifest, tmp_path: Path) -> None:
     store = ShardStore(flaky, tmp_path, 1 << 30)
-    Flaky.faults = ["reset"] * 5 + [""]
+    Flaky.faults = ["reset"] * 100
     with pytest.raises(ConnectionResetError):
         store.sample(0, 0)
-    assert Flaky.reads == 5
+    assert 5 <= Flaky.reads <= 20, "five for each thing that is read, in both threads"
+    Flaky.faults = []
     assert store.sample(0, 0).document.doc_id == "far-0"
     fsspec.filesystem("flaky").rm("/far/shard-000002.tar")
     Flaky.reads = 0
     with pytest.raises(FileNotFoundError):
         store.sample(2, 0)
-    assert Flaky.reads == 2, "its index and one look for the shard"
+    assert Flaky.reads <= 4, "one look for the shard, and its index, in both threads"
     store.close()
 
 
