@@ -55,7 +55,7 @@ def write_corpus(directory: Path, name: str, kind: Kind) -> Manifest:
     directory.mkdir(parents=True)
     entries, rng = [], np.random.default_rng(0)
     for number in range(kind.shards):
-        samples = [_sample(f"{name}-{number}-{i:06d}", kind, rng) for i in range(kind.samples)]
+        samples = [make_sample(f"{name}-{number}-{i:06d}", kind, rng) for i in range(kind.samples)]
         shard, file = write_shard(samples), directory / f"shard-{number:06d}.tar"
         index = shard.index.to_bytes()
         file.write_bytes(shard.data)
@@ -87,7 +87,8 @@ def manifest_of(name: str, kind: Kind, entries: list[ShardEntry]) -> Manifest:
     )
 
 
-def _sample(doc_id: str, kind: Kind, rng: np.random.Generator) -> Sample:
+def make_sample(doc_id: str, kind: Kind, rng: np.random.Generator) -> Sample:
+    """A document of that kind, with arrays of noise."""
     words = rng.choice(WORDS, rng.integers(8, 60))
     image = ImageSegment(hashlib.sha256(doc_id.encode()).hexdigest(), 640, 480)
     meta = {"url": f"https://example.org/{doc_id}.jpg", "similarity": f"{rng.random():.4f}"}
