@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,8 @@ from oneflow_core.data.remote import WrongBytesError, fetch
 from oneflow_core.data.shard import Sample
 
 T = TypeVar("T")
-OPEN_SHARDS = 256
+OPEN_SHARDS = max(16, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+"""Lanes go back and forth between the shards of their windows, so all of these should stay open; each takes a file."""
 FETCHES_AT_ONCE = 2
 
 
@@ -41,8 +43,9 @@ class ShardStore:
         self._pool = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="shards")
 
     def prefetch(self, number: int) -> None:
-        """Begin to open shard `number` in the background, after those that are waited for."""
-        self._future(number, first=False)
+        """Begin to fetch shard `number` in the background, after those that are waited for; local ones need no time."""
+        if self._remote:
+            self._future(number, first=False)
 
     def key(self, number: int, row: int) -> str:
         """The key of sample `row` of shard `number`; raises as `sample` does."""

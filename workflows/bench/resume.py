@@ -11,10 +11,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ DOCUMENTS = Kind((4, 2, 2), None, 1000, 24)
 SHARDS = (1_000, 10_000, 100_000, 1_000_000)
 CONFIG = LoaderConfig(tokens=2048, lanes=64, seed=1)
 STEPS = 6
+Start = tuple[str, dict[str, Any]]
+"""Where a corpus lies, and a state."""
 Ids = list[list[list[str]]]
 """Documents of each pack of each step, packs in the order of lanes."""
 
@@ -50,7 +53,7 @@ class Read:
 
 
 def run(runs: int) -> Result:
-    """`seconds` to the first batch by number of shards, `worst_s` of all runs; `identical` must be true."""
+    """Seconds to the first batch by number of shards, `worst_s` of all runs; `identical` is true, or it fails."""
     return measure(runs, DOCUMENTS, SHARDS, CONFIG)
 
 
@@ -60,46 +63,41 @@ def measure(runs: int, kind: Kind, shards: Sequence[int], config: LoaderConfig) 
         root = Path(made)
         manifest = write_corpus(root / "real", "real", kind)
         state, identical = _same_for_any_workers(manifest, config)
-        found: dict[str, list[float]] = {"real": []}
-        starts = {"real": (manifest.base, state)}
-        for count in shards:
-            starts[f"{count}"] = _thinned(root / f"{count}", count, manifest, config)
-            found[f"{count}"] = []
+        starts: dict[str, Start] = {"real": (manifest.base, state)}
+        starts |= {f"{count}": _thinned(root / f"{count}", count, manifest, config) for count in shards}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in starts}
         for _ in range(runs):
-            for name, (url, at) in starts.items():
-                with Child(
-                    "workflows.bench.resume:resumed", {"url": url, "state": at, "lanes": config.lanes}
-                ) as child:
-                    found[name].append(child.ask()["seconds"])
-    size = {name: len(json.dumps(at)) for name, (_, at) in starts.items()}
-    worst = {name: max(seconds) for name, seconds in found.items()}
-    extra = {"identical": identical, "worst_s": max(worst.values()), "seconds": worst, "state_bytes": size}
-    return Result(
-        "resume",
-        "s to the first batch",
-        found[f"{max(shards)}"],
-        found[f"{min(shards)}"],
-        ("numpy", "pyarrow"),
-        extra,
-        found,
-    )
+            for name, start in starts.items():
+                arguments = {"warm": starts["real"], "start": start, "lanes": config.lanes}
+                with Child("workflows.bench.resume:resumed", arguments) as child:
+                    found[name].append(child.ask())
+    seconds = {name: [run["seconds"] for run in held] for name, held in found.items()}
+    extra = {
+        "identical": identical,
+        "worst_s": max(max(held) for held in seconds.values()),
+        "median_s": {name: median(held) for name, held in seconds.items()},
+        "cpu_s": {name: median(run["cpu"] for run in held) for name, held in found.items()},
+        "state_bytes": {name: len(json.dumps(at)) for name, (_, at) in starts.items()},
+    }
+    ours, peer = seconds[f"{max(shards)}"], seconds[f"{min(shards)}"]
+    return Result("resume", "s to the first batch", ours, peer, ("numpy", "pyarrow"), extra, seconds)
 
 
-def resumed(url: str, state: dict[str, Any], lanes: int) -> Any:
-    """Answers once, in a process that has imported everything: seconds from the URL to the first batch."""
-    import jsonschema  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
+def resumed(warm: Start, start: Start, lanes: int) -> Callable[[], dict[str, float]]:
+    """Answers once, in a process that has resumed another corpus before: seconds from the URL to the first batch."""
+    config = replace(CONFIG, lanes=lanes)
 
-    def answer() -> dict[str, float]:
-        begun = time.perf_counter()
-        config = LoaderConfig(tokens=CONFIG.tokens, lanes=lanes, seed=CONFIG.seed)
+    def first_batch(url: str, state: dict[str, Any]) -> None:
         loader = _loader(Manifest.load(url), config, 0, 1)
         loader.load_state_dict(state)
-        packs = next(iter(loader))
-        seconds = time.perf_counter() - begun
-        assert len(packs) == lanes
-        return {"seconds": seconds}
+        assert len(next(iter(loader))) == lanes
 
+    def answer() -> dict[str, float]:
+        begun, used = time.perf_counter(), time.process_time()
+        first_batch(*start)
+        return {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - used}
+
+    first_batch(*warm)
     return answer
 
 
