@@ -97,7 +97,7 @@ class Document:
         if not isinstance(segments, list) or not segments:
             raise DocumentError("segments must be a non-empty list")
         meta = data.get("meta", {})
-        if not isinstance(meta, Mapping):
+        if not isinstance(meta, dict):
             raise DocumentError("meta must map strings to strings")
         for key, value in meta.items():
             if not (isinstance(key, str) and isinstance(value, str)):
@@ -119,16 +119,16 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
 
 
 def _segment_from_json(data: Any, position: int) -> Segment:
-    where = f"segments[{position}]"
-    if not isinstance(data, Mapping):
-        raise DocumentError(f"{where} must be an object")
+    if not isinstance(data, dict):
+        raise DocumentError(f"segments[{position}] must be an object")
     role, kind = data.get("role", "auto"), data.get("type")
     if role not in ROLES:
-        raise DocumentError(f"{where}.role {role!r} is none of {', '.join(get_args(Role))}")
+        raise DocumentError(f"segments[{position}].role {role!r} is none of {', '.join(get_args(Role))}")
     if kind == "text" and isinstance(text := data.get("text"), str):
         return TextSegment(text, role)
     if kind == "image" and isinstance(sha256 := data.get("sha256"), str):
         width, height = data.get("width"), data.get("height")
         if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
             return ImageSegment(sha256, width, height, role)
-    raise DocumentError(f"{where} is neither a text segment nor an image segment: {dict(data)!r:.200}")
+    found = f"{data!r:.200}"
+    raise DocumentError(f"segments[{position}] is neither a text segment nor an image segment: {found}")

@@ -41,6 +41,9 @@ class Member(NamedTuple):
     """What `member_digest` says of its content."""
 
 
+_member = Member._make
+
+
 class SampleEntry(NamedTuple):
     """A sample's key and members, which lie side by side in the tar."""
 
@@ -116,7 +119,7 @@ class Entries(Sequence[SampleEntry]):
             raise IndexError(f"sample {number} of {len(self)}")
         number %= len(self)
         rows, names = self._rows[self._ends[number] : self._ends[number + 1]].tolist(), self._names
-        members = [Member(names[name], offset, size, digest) for name, offset, size, digest in rows]
+        members = [_member((names[name], offset, size, digest)) for name, offset, size, digest in rows]
         return SampleEntry(self.key(number), tuple(members))
 
     def __eq__(self, other: object) -> bool:

@@ -27,6 +27,7 @@ from oneflow_core.document import Document, DocumentError
 
 KEY_LENGTH = 80
 """Longest key in characters: member names stay within the 100 bytes of a plain ustar header."""
+HALF = np.dtype(np.float16)
 NPY_PREFIX = 10
 """Bytes of a `.npy` file of version 1 before its header, whose length is in the last two."""
 PLAIN = re.compile(rf"[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}")
@@ -99,7 +100,7 @@ def read_sample(entry: SampleEntry, span: memoryview) -> Sample:
     """
     start, document = entry.start, None
     arrays: dict[str, list[Array]] = {"latent": [], "features": []}
-    for member, kind in zip(entry.members, _kinds(tuple(m.name for m in entry.members)), strict=True):
+    for member, kind in zip(entry.members, _kinds(tuple([m.name for m in entry.members])), strict=True):
         at = member.offset - start
         data = span[at : at + member.size]
         if member_digest(data) != member.digest:
@@ -162,7 +163,7 @@ def _check(sample: Sample) -> None:
 
 def _check_arrays(doc_id: str, kind: str, arrays: Sequence[Array], rank: int) -> None:
     for i, array in enumerate(arrays):
-        if array.dtype != np.float16 or array.ndim != rank or 0 in array.shape:
+        if array.dtype != HALF or array.ndim != rank or 0 in array.shape:
             found = f"{array.dtype} {list(array.shape)}"
             raise ShardError(f"sample {doc_id}: {kind} {i} is {found}, not float16 of rank {rank}")
 
@@ -188,19 +189,18 @@ def _document(key: str, data: memoryview) -> Document:
 
 def _array(name: str, data: memoryview) -> Array:
     try:
-        start = NPY_PREFIX + int.from_bytes(data[NPY_PREFIX - 2 : NPY_PREFIX], "little")
-        dtype, shape, order, count = _header(bytes(data[:start]))
-        array: Array = np.frombuffer(data, dtype, count, start)
-    except ValueError as error:
+        start = NPY_PREFIX + data[NPY_PREFIX - 2] + 256 * data[NPY_PREFIX - 1]
+        shape, dtype, order, size = _header(bytes(data[:start]))
+        if start + size != len(data):
+            raise ValueError(f"{len(data) - start} bytes of values where {size} are meant")
+        return np.ndarray(shape, dtype, data, start, order=order)
+    except (ValueError, IndexError) as error:
         raise ShardError(f"{name}: no plain .npy array: {error}") from None
-    if start + array.nbytes != len(data):
-        raise ShardError(f"{name}: no plain .npy array: bytes follow it")
-    return array.reshape(shape, order=order)
 
 
 @lru_cache(maxsize=1024)
-def _header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
-    """What the head of a `.npy` file of version 1 says: dtype, shape, order and number of values.
+def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
+    """What the head of a `.npy` file of version 1 says: shape, dtype, order, and bytes of the values.
 
     Raises:
         ValueError: it is none, or says that objects are pickled there.
@@ -211,4 +211,4 @@ def _header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C",
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.hasobject:
         raise ValueError("it holds objects")
-    return dtype, shape, "F" if fortran else "C", math.prod(shape)
+    return shape, dtype, "F" if fortran else "C", math.prod(shape) * dtype.itemsize

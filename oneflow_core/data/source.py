@@ -34,9 +34,10 @@ class Source:
 
     def sample(self, lane: int, consumed: int) -> tuple[Sample, int] | None:
         """The sample that `lane` reads after `consumed` others, and its epoch; None: of the other side."""
-        for shard in self.order.upcoming(lane, consumed, begins=lane not in self._begun):
-            self._store.prefetch(shard)
-        self._begun.add(lane)
+        if self._store.remote:
+            for shard in self.order.upcoming(lane, consumed, begins=lane not in self._begun):
+                self._store.prefetch(shard)
+            self._begun.add(lane)
         place = self.order.locate(lane, consumed)
         if self._holdout:
             key = self._store.key(place.shard, place.row)

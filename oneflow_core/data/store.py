@@ -35,17 +35,17 @@ class ShardStore:
     def __init__(self, manifest: Manifest, cache: Path, cache_bytes: int) -> None:
         self.manifest = manifest
         self._cache = ShardCache(cache, cache_bytes)
-        self._remote = _is_remote(manifest.base)
+        self.remote = _is_remote(manifest.base)
         self._open: OrderedDict[int, Future[ShardReader]] = OrderedDict()
+        self._ready: OrderedDict[int, ShardReader] = OrderedDict()
         self._ranged: OrderedDict[int, ShardReader] = OrderedDict()
         self._waiting: OrderedDict[int, Future[ShardReader]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="shards")
 
     def prefetch(self, number: int) -> None:
-        """Begin to fetch shard `number` in the background, after those that are waited for; local ones need no time."""
-        if self._remote:
-            self._future(number, first=False)
+        """Begin to open shard `number` in the background, after those that are waited for."""
+        self._future(number, first=False)
 
     def key(self, number: int, row: int) -> str:
         """The key of sample `row` of shard `number`; raises as `sample` does."""
@@ -62,7 +62,7 @@ class ShardStore:
         try:
             return reader[row]
         except ShardError:
-            if not self._remote:
+            if not self.remote:
                 raise
             self._forget(number, reader)
             return self._reader(number)[row]
@@ -71,13 +71,19 @@ class ShardStore:
         """Stop fetching; shards are let go when the last sample read of them is."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
+        self._ready.clear()
         self._ranged.clear()
 
     def _reader(self, number: int) -> ShardReader:
         """What reads shard `number` now: its file, or ranges while that is on its way."""
+        if (ready := self._ready.get(number)) is not None:
+            return ready
         future = self._future(number, first=True)
-        if future.done() or not self._remote:
-            return future.result()
+        if future.done() or not self.remote:
+            reader = future.result()
+            with self._lock:
+                _keep(self._ready, number, reader)
+            return reader
         with self._lock:
             ranged = self._ranged.get(number)
         if ranged is None:
@@ -110,7 +116,7 @@ class ShardStore:
     def _open_shard(self, number: int) -> ShardReader:
         entry = self.manifest.shards[number]
         url = self.manifest.shard_url(entry)
-        if not self._remote:
+        if not self.remote:
             return ShardReader(url.removeprefix("file://"), self._index(number, entry))
         path = self._cache.path(url, entry)
         return ShardReader(path or url, self._index(number, entry), name=url)
@@ -121,7 +127,7 @@ class ShardStore:
                 return self._ranged[number].index
         url = index_url(self.manifest.shard_url(entry))
         try:
-            if self._remote:
+            if self.remote:
                 return ShardIndex.from_bytes(fetch(url, sha256=entry.index_sha256))
             data = Path(url.removeprefix("file://")).read_bytes()
         except WrongBytesError:
@@ -137,10 +143,11 @@ class ShardStore:
             if held is not None and held.done() and held.exception() is None and held.result() is reader:
                 self._cache.drop(self.manifest.shards[number])
                 del self._open[number]
+            self._ready.pop(number, None)
 
 
 def _keep(held: OrderedDict[int, T], number: int, value: T) -> None:
-    """`value` as the one used last; those used longest ago go where they are too many."""
+    """`value` as the one kept last; those kept longest ago go where they are too many."""
     held[number] = value
     held.move_to_end(number)
     while len(held) > OPEN_SHARDS:
