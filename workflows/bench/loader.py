@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from workflows.bench import peers
+from workflows.bench import data_wait, peers
 from workflows.bench.child import Child
 from workflows.bench.loader_corpus import KINDS, Kind, write_corpus
 from workflows.bench.loader_sides import BUCKET
@@ -25,6 +25,7 @@ from workflows.errors import OneFlowError
 PINS = Path(__file__).with_name("peers_loader.txt")
 SIDES = {"ours": "ours", "webdataset": "webdataset", "tarfile": "plain_tarfile"}
 PEERS = {"litdata": "litdata", "mosaicml-streaming": "streaming"}
+DOCUMENTS, STEPS = 2000, 60
 WAYS = {
     "sequential": ("ours", "webdataset", "tarfile", "litdata", "mosaicml-streaming"),
     "shuffled": ("ours", "webdataset", "litdata", "mosaicml-streaming"),
@@ -36,11 +37,14 @@ Rates = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 
 def run(runs: int) -> Result:
     """`ratio_to_webdataset`, `ratio_to_best`; with `_shuffled` and in front `s3_` for the other ways."""
-    return measure(runs, KINDS, peers.install(pins=PINS))
+    return measure(runs, KINDS, peers.install(pins=PINS), STEPS)
 
 
-def measure(runs: int, kinds: Mapping[str, Kind], place: Path | None, s3: bool = True) -> Result:
-    """`place` is where the peers' packages are; None leaves these peers out. `s3` asks for the ways over a store."""
+def measure(runs: int, kinds: Mapping[str, Kind], place: Path | None, steps: int, s3: bool = True) -> Result:
+    """`place` is where the peers' packages are; None leaves these peers out. `s3` asks for the ways over a store.
+
+    `data_wait` is of `steps` steps (0: left out) of the demo's training, of which the first half is left out.
+    """
     with tempfile.TemporaryDirectory(prefix="oneflow-bench-") as made, ExitStack() as stack:
         root = Path(made)
         for name, kind in kinds.items():
@@ -50,7 +54,9 @@ def measure(runs: int, kinds: Mapping[str, Kind], place: Path | None, s3: bool =
         ways = {way: [s for s in names if s in sides] for way, names in WAYS.items() if way != "s3" or s3}
         sizes = _checked(sides, ways, list(kinds))
         seconds = _timed(sides, ways, list(kinds), runs)
-    return _result(seconds, sizes)
+        stack.close()
+        trained = data_wait.measure(root / "training", DOCUMENTS, steps) if steps else {}
+    return _result(seconds, sizes, trained)
 
 
 def _timed(sides: Mapping[str, Child], ways: Mapping[str, list[str]], kinds: list[str], runs: int) -> Rates:
@@ -80,7 +86,7 @@ def _checked(sides: Mapping[str, Child], ways: Mapping[str, list[str]], kinds: l
     return sizes
 
 
-def _result(seconds: Rates, sizes: Mapping[str, int]) -> Result:
+def _result(seconds: Rates, sizes: Mapping[str, int], trained: Mapping[str, float]) -> Result:
     """Rates of all kinds together, and of each."""
     rates = {
         way: {
@@ -89,7 +95,7 @@ def _result(seconds: Rates, sizes: Mapping[str, int]) -> Result:
         }
         for way, sides in seconds.items()
     }
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = dict(trained)
     for way, sides in rates.items():
         before, after = ("s3_", "") if way == "s3" else ("", "" if way == "sequential" else f"_{way}")
         others = {side: median(runs) for side, runs in sides.items() if side != "ours"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,20 +51,26 @@ KINDS: Mapping[str, Kind] = {
 
 
 def write_corpus(directory: Path, name: str, kind: Kind) -> Manifest:
-    """A corpus of that kind in `directory`, manifest last; the same bytes each time."""
+    """A corpus of that kind in `directory`; the same bytes each time."""
+    rng, parts = np.random.default_rng(0), range(kind.shards)
+    made = ([make_sample(f"{name}-{p}-{i:06d}", kind, rng) for i in range(kind.samples)] for p in parts)
+    return store_corpus(directory, name, kind, made)
+
+
+def store_corpus(directory: Path, name: str, kind: Kind, parts: Iterable[list[Sample]]) -> Manifest:
+    """A corpus with a shard of each part in `directory`, manifest last."""
     directory.mkdir(parents=True)
-    entries, rng = [], np.random.default_rng(0)
-    for number in range(kind.shards):
-        samples = [make_sample(f"{name}-{number}-{i:06d}", kind, rng) for i in range(kind.samples)]
+    entries = []
+    for number, samples in enumerate(parts):
         shard, file = write_shard(samples), directory / f"shard-{number:06d}.tar"
         index = shard.index.to_bytes()
         file.write_bytes(shard.data)
         Path(index_url(str(file))).write_bytes(index)
-        text = sum(len(s.document.texts[0].text.encode()) for s in samples)
+        images, texts = sum(len(s.latents) for s in samples), [t for s in samples for t in s.document.texts]
+        text_bytes = sum(len(text.text.encode()) for text in texts)
         digests = shard.sha256, hashlib.sha256(index).hexdigest()
-        entries.append(ShardEntry(file.name, len(samples), len(samples), text, len(shard.data), *digests))
-    manifest = manifest_of(name, kind, entries)
-    for file_name, data in manifest.files().items():
+        entries.append(ShardEntry(file.name, len(samples), images, text_bytes, len(shard.data), *digests))
+    for file_name, data in manifest_of(name, kind, entries).files().items():
         (directory / file_name).write_bytes(data)
     return Manifest.load(str(directory))
 
