@@ -257,7 +257,7 @@ def _table(
         if listed(data, 0).sha256 != lists[name].sha256:
             raise ManifestError(f"{name}.parquet: is not the list that the manifest names; fetch it anew")
         try:
-            return Table.of_bytes(kind, data).arrow
+            return Table.of_bytes(kind, data).columns_of()
         except TableError as error:
             raise ManifestError(f"{name}.parquet: {error}") from None
 

@@ -1,8 +1,8 @@
 """Opening corpora of a thousand to a million shards: seconds, memory, places of all lanes, size of the state.
 
-Each size is measured in a process of its own, which has imported everything and opened a small corpus before. The
-exponents say how a figure grows with the number of shards between the two largest: 0 is flat, 1 is linear. `plan` is
-what docs/scale.md is computed from.
+Each size is measured in a process of its own, which has imported everything and opened a small corpus before; `cpu_s`
+is CPU of opening and planning together. The exponents say how a figure grows with the number of shards between the two
+largest: 0 is flat, 1 is linear. `plan` is what docs/scale.md is computed from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workflows.bench.synthetic import write_manifest
 
 SHARDS = (1_000, 10_000, 100_000, 1_000_000)
 LANES, WINDOW = 64, 8192
-FIGURES = ("open_s", "plan_s", "locate_us", "mib", "state_bytes")
+FIGURES = ("open_s", "cpu_s", "plan_s", "locate_us", "mib", "state_bytes")
 
 
 def run(runs: int) -> Result:
@@ -63,12 +63,12 @@ def opened(warm: str, url: str) -> Callable[[], dict[str, float]]:
 
     def answer() -> dict[str, float]:
         before = _resident()
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         manifest = Manifest.load(url)
         loaded = time.perf_counter()
         order = _order(manifest)
         positions = _places(order)
-        planned = time.perf_counter()
+        planned, used = time.perf_counter(), time.process_time() - used
         for lane in range(LANES):
             order.locate(lane, order.size(lane) // 2 + lane)
         located = time.perf_counter()
@@ -82,6 +82,7 @@ def opened(warm: str, url: str) -> Callable[[], dict[str, float]]:
         return {
             "open_s": loaded - begun,
             "plan_s": planned - loaded,
+            "cpu_s": used,
             "locate_us": (located - planned) / LANES * 1e6,
             "mib": (_resident() - before) / 2**20,
             "state_bytes": len(json.dumps(state)),
