@@ -78,12 +78,11 @@ class ShardStore:
         """What reads shard `number` now: its file, or ranges while that is on its way."""
         if (ready := self._ready.get(number)) is not None:
             return ready
+        if not self.remote:
+            return self._made_ready(number, self._open_shard(number))
         future = self._future(number, first=True)
-        if future.done() or not self.remote:
-            reader = future.result()
-            with self._lock:
-                _keep(self._ready, number, reader)
-            return reader
+        if future.done():
+            return self._made_ready(number, future.result())
         with self._lock:
             ranged = self._ranged.get(number)
         if ranged is None:
@@ -92,6 +91,11 @@ class ShardStore:
             with self._lock:
                 _keep(self._ranged, number, ranged)
         return ranged
+
+    def _made_ready(self, number: int, reader: ShardReader) -> ShardReader:
+        with self._lock:
+            _keep(self._ready, number, reader)
+        return reader
 
     def _future(self, number: int, first: bool) -> Future[ShardReader]:
         with self._lock:

@@ -37,7 +37,7 @@ DOCUMENTS = Kind((4, 2, 2), None, 1000, 24)
 """The shards of the corpus that is read for real: documents of no weight, as what is measured is finding them."""
 SHARDS = (1_000, 10_000, 100_000, 1_000_000)
 CONFIG = LoaderConfig(tokens=2048, lanes=64, seed=1)
-STEPS = 6
+STEPS, IMAGE_TOKENS = 6, 256
 Start = tuple[str, dict[str, Any]]
 """Where a corpus lies, and a state."""
 Ids = list[list[list[str]]]
@@ -46,7 +46,7 @@ Ids = list[list[list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A document as it is read: its id, and tokens as many as its text has words."""
+    """A document as it is read: its id, and the tokens it takes: its words, and its image's patches at 256 pixels."""
 
     doc_id: str
     length: int
@@ -134,7 +134,7 @@ def _loader(manifest: Manifest, config: LoaderConfig, rank: int, world_size: int
 
 
 def _read(sample: Sample, rng: np.random.Generator) -> Read:
-    return Read(sample.document.doc_id, len(sample.document.texts[0].text.split()))
+    return Read(sample.document.doc_id, len(sample.document.texts[0].text.split()) + IMAGE_TOKENS)
 
 
 def _ids(examples: list[Read]) -> list[str]:
