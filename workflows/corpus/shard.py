@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from oneflow_core.data.index import INDEX_SCHEMA
 from oneflow_core.data.manifest import LATEST_NAME, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.table import Table
 from workflows.corpus import ingest
@@ -147,7 +148,7 @@ def _version(
     """Digest of the config, of the inputs' content and of the arrays as stored: what decides the shards' bytes.
 
     `images` are sorted."""
-    digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
+    digest = hashlib.sha256(f"{FORMAT}:{INDEX_SCHEMA}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
         digest.update(f"{unit.documents_sha256}\n".encode())

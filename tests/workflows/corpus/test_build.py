@@ -269,7 +269,7 @@ def test_shards_of_a_run_that_did_not_finish_are_not_written_again(whole: Whole,
     root = tmp_path / "root"
     shutil.copytree(whole.folder, root)
     base = root / "shards" / "test" / whole.manifest.version
-    for lost in (base / "manifest.json", base.parent / "latest", base / "shard-000001.index.json"):
+    for lost in (base / "manifest.json", base.parent / "latest", base / "shard-000001.index.arrow"):
         lost.unlink()
     cut = base / "shard-000002.tar"
     cut.write_bytes(cut.read_bytes()[:20_000])
