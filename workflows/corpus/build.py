@@ -3,17 +3,23 @@
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from fsspec.spec import AbstractFileSystem
 
 from oneflow_core.data.manifest import Manifest, ManifestError
 from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.holds import building
 from workflows.corpus.parts import list_parts
 from workflows.corpus.units import list_units
+from workflows.corpus.verify import load_manifest
+from workflows.leases import Lease
 from workflows.storage import explained, join, open_fs
+from workflows.store_retries import RETRIES
 
 Stage = Literal["ingest", "encode", "shard"]
 
@@ -26,6 +32,8 @@ class BuildReport:
     manifest: Manifest | None
     seconds: Mapping[str, float]
     """By stage; those that did not run are absent."""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Requests to the store that were tried again, by operation, those of workers included."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -33,6 +41,7 @@ class BuildReport:
         told: dict[str, Any] = {
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "retries": dict(self.retries),
         }
         if found is not None:
             told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
@@ -46,16 +55,35 @@ class BuildReport:
         return told
 
 
-def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
+def run(config: CorpusConfig, stage: Stage | None = None, wait_s: float = 0.0) -> BuildReport:
     """Run one stage, or all three in one Ray session; what was done before is not done again.
 
+    One process at a time builds a corpus: another one waits up to `wait_s`, then says who does.
+
     Raises:
-        OneFlowError: a source with no input, storage or a cluster that fails, a stage run before the one it needs.
+        OneFlowError: a source with no input, storage or a cluster that fails, a stage run before the one it needs,
+            another process that builds the corpus.
     """
-    begin = time.monotonic()
-    manifest = finished(config)
-    if manifest is not None:
-        return BuildReport(False, manifest, {"check": time.monotonic() - begin})
+    begin, before = time.monotonic(), RETRIES.counts()
+    manifest, seconds = finished(config), dict[str, float]()
+    if manifest is None:
+        with building(config.root, config.name, wait_s) as lease:
+            manifest = finished(config) if wait_s else None
+            if manifest is None:
+                manifest, seconds = _stages(config, stage, lease)
+    made = bool(seconds)
+    return BuildReport(
+        made,
+        manifest,
+        seconds or {"check": time.monotonic() - begin},
+        dict(sorted((RETRIES.counts() - before).items())),
+    )
+
+
+def _stages(
+    config: CorpusConfig, stage: Stage | None, lease: Lease
+) -> tuple[Manifest | None, dict[str, float]]:
+    manifest: Manifest | None = None
     seconds: dict[str, float] = {}
     models: encode.Models | None = None
     with cluster() if stage is None else nullcontext():
@@ -65,9 +93,9 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
         if stage in (None, "shard"):
-            sharded = shard.run(config, models)
-            seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
-    return BuildReport(True, manifest, seconds)
+            sharded = shard.run(config, models, lease.check)
+            seconds["shard"], manifest = sharded.seconds, load_manifest(sharded.url)
+    return manifest, seconds
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
@@ -103,4 +131,17 @@ def _whole(manifest: Manifest) -> bool:
     filesystem, path = open_fs(manifest.base)
     with explained(manifest.base):
         sizes = {e["name"].rpartition("/")[2]: e["size"] for e in filesystem.ls(path, detail=True)}
-    return all(sizes.get(s.name) == s.bytes and index_url(s.name) in sizes for s in manifest.shards)
+        for shard in manifest.shards:
+            for name, wanted in ((shard.name, shard.bytes), (index_url(shard.name), None)):
+                # A listing may be behind; what it does not show is asked for by name.
+                found = sizes.get(name) or _size(filesystem, f"{path}/{name}")
+                if found is None or wanted not in (None, found):
+                    return False
+    return True
+
+
+def _size(filesystem: AbstractFileSystem, path: str) -> int | None:
+    try:
+        return int(filesystem.size(path) or 0)
+    except FileNotFoundError:
+        return None

@@ -23,7 +23,7 @@ from workflows.corpus.documents import sha256_of
 from workflows.corpus.encode_config import ModelConfig
 from workflows.corpus.encoded import Store, write_encoded
 from workflows.corpus.ingest import UnitReport
-from workflows.corpus.parts import read_part
+from workflows.corpus.parts import read_part, wrote
 from workflows.corpus.pictures import PictureError, Square, square
 from workflows.corpus.progress import Progress
 from workflows.corpus.selection import Selection, select
@@ -83,6 +83,8 @@ def run(config: CorpusConfig) -> EncodeReport:
         encoded = sum(len(chunk.images) for job in jobs for chunk in job.chunks)
         if jobs:
             _encode(config, jobs, stores)
+        for store in stores:
+            wrote(store.folder, (c.name for job in jobs for c in job.chunks if store.kind in c.wants))
     latents, features = stores
     return EncodeReport(latents.model, features.model, images, encoded, time.monotonic() - begin)
 

@@ -17,7 +17,7 @@ from oneflow_core.document import Document
 from workflows.corpus.cluster import Environment, cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.documents import document_of
-from workflows.corpus.parts import list_parts, read_facts, write_part
+from workflows.corpus.parts import list_parts, read_facts, write_part, wrote
 from workflows.corpus.progress import Progress
 from workflows.corpus.sources import Refused
 from workflows.corpus.units import Unit, list_units, opened
@@ -88,6 +88,8 @@ def run(config: CorpusConfig) -> IngestReport:
     if missing:
         with cluster():
             _ingest(config, missing)
+        for unit in missing:
+            wrote(join(config.root, "documents", unit.source), [unit.part(config)])
     report = IngestReport(tuple(reports(config, units)), len(missing), time.monotonic() - begin)
     for source, account in accounts(report.units).items():
         if account.kept == 0:

@@ -2,17 +2,19 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.storage import explained, join, open_fs, put_atomic, read_bytes
+from workflows.storage import exists, explained, join, open_fs, put_atomic, read_bytes
 
 FACTS = b"oneflow"
 READERS_AT_ONCE = 8
+_written: dict[str, set[str]] = {}
+"""Folder -> names of the parts that the tasks of this process wrote there."""
 
 
 def write_part(url: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -41,6 +43,8 @@ def read_facts(urls: Sequence[str]) -> list[dict[str, Any]]:
 def list_parts(*where: str) -> dict[str, str]:
     """Name (without suffix) -> URL of the parts in the directory `where`; empty when there is none.
 
+    A listing may be behind what was just written; what it does not show is asked for by name (`wrote`).
+
     Raises:
         OneFlowError: the bucket does not exist, so that nothing can ever be written there.
     """
@@ -52,8 +56,15 @@ def list_parts(*where: str) -> dict[str, str]:
         except FileNotFoundError as error:
             if "bucket does not exist" in str(error):
                 raise
-            return {}
-    return {n.removesuffix(".parquet"): join(folder, n) for n in sorted(names) if _is_part(n)}
+            names = []
+    found = {n.removesuffix(".parquet") for n in names if _is_part(n)}
+    found |= {n for n in _written.get(folder, set()) - found if exists(join(folder, f"{n}.parquet"))}
+    return {n: join(folder, f"{n}.parquet") for n in sorted(found)}
+
+
+def wrote(folder: str, names: Iterable[str]) -> None:
+    """Tasks of this process have written the parts `names` into `folder`."""
+    _written.setdefault(folder, set()).update(names)
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,10 +71,13 @@ class _Plan:
     features_shape: tuple[int, ...] | None
 
 
-def run(config: CorpusConfig, models: Models | None = None) -> ShardReport:
+def run(
+    config: CorpusConfig, models: Models | None = None, check: Callable[[], None] = lambda: None
+) -> ShardReport:
     """Write the shards of this version, then its manifest, then point `latest` at it.
 
     `models` are the ids of codec and encoder where they are known already: to load both only for that takes time.
+    `check` is called before anything becomes visible, and raises where another process builds the corpus now.
 
     Raises:
         OneFlowError: a source that was not ingested, an image that was not encoded.
@@ -88,7 +91,9 @@ def run(config: CorpusConfig, models: Models | None = None) -> ShardReport:
         entries, licences = _write(config, plan, url)
     manifest = _manifest(config, units, selection, plan, entries, licences)
     for name, data in manifest.files().items():
+        check()
         put_atomic(join(url, name), data)
+    check()
     put_atomic(join(config.root, "shards", config.name, LATEST_NAME), f"{plan.version}\n".encode())
     return ShardReport(url, manifest, time.monotonic() - begin)
 
