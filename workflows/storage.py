@@ -4,6 +4,7 @@ An object of `s3://` appears in one PUT, a local file by rename; `if_absent` mak
 many writers one wins. Read what others wrote only after its manifest is there.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -173,7 +174,10 @@ def _with_protocol(pattern: str, filesystem: AbstractFileSystem, path: str) -> s
 
 
 def _put_local(path: Path, data: bytes, if_absent: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path.parent)) from None
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as stream:

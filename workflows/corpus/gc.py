@@ -199,7 +199,9 @@ def _latest(root: str, name: str) -> str:
 
 
 def _parts(root: str, version: Version) -> Sequence[Any]:
-    return load_manifest(join(root, "shards", *version)).parts
+    url = join(root, "shards", *version)
+    # While it is being built it stays without one.
+    return load_manifest(url).parts if exists(join(url, MANIFEST_NAME)) else ()
 
 
 def _written(info: Mapping[str, Any]) -> float:
