@@ -22,6 +22,7 @@ from fsspec.spec import AbstractFileSystem
 from workflows.errors import OneFlowError
 from workflows.storage_errors import explain, is_exists
 from workflows.store_retries import RETRIES, make_patient
+from workflows.urls import without_secrets
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
@@ -145,7 +146,8 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise explain(url, error) from error
+        # Ray prints causes; one that shows a secret is left out.
+        raise explain(url, error) from (error if without_secrets(str(error)) == str(error) else None)
 
 
 def _holds(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +15,10 @@ from workflows.corpus.source_config import Name, SourceConfig
 
 FORMAT = 2
 """Goes up when ingest, encode or shard give other bytes for the same input, so that nothing old is mixed in."""
+
+
+_PLACES: dict[str, Any] = {"urls": True, "images": True, "annotations": True, "fetch": {"threads"}}
+"""Fields of a source that say where its files are, and how quickly they are got: not what is in them."""
 
 
 class LimitsConfig(Config):
@@ -68,16 +73,20 @@ class CorpusConfig(Config):
 
     def urls_of(self, source: SourceConfig) -> list[str]:
         """The source's URL patterns with `${root}` put in."""
-        return [url.replace("${root}", self.root) for url in source.urls]
+        return self.filled(source.urls)
+
+    def filled(self, urls: Sequence[str]) -> list[str]:
+        """URL patterns with `${root}` put in."""
+        return [url.replace("${root}", self.root) for url in urls]
 
     def ingest_digest(self, source: SourceConfig) -> str:
         """Digest of all in this config that decides what the documents of `source` are."""
-        what = source.model_dump(mode="json", exclude={"urls", "share"})
+        what = source.model_dump(mode="json", exclude=_PLACES | {"share": True})
         return _digest(["ingest", FORMAT, what, self.limits.model_dump(mode="json")])
 
     def digest(self) -> str:
         """Digest of all in this config that decides the bytes of the shards: not where things lie, nor how fast."""
-        sources = [s.model_dump(mode="json", exclude={"urls"}) for s in self.sources]
+        sources = [s.model_dump(mode="json", exclude=_PLACES) for s in self.sources]
         codec, encoder = self.encode.codec, self.encode.understanding
         models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
         shape = [self.encode.image_size, self.encode.batch_size, self.encode.part_images]
