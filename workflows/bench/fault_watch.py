@@ -42,10 +42,7 @@ class Sightings:
             verify(base, deep=True)
             self.whole += 1
         except Unsound as error:
-            # A store that goes away in between looks like a file that is missing only to those who do not ask.
-            away = any("store" in problem and "answered" in problem for problem in error.problems)
-            self.half += [] if away or len(self.half) >= PROBLEMS else [str(error)]
-            self.away += away
+            self.half += [str(error)] if len(self.half) < PROBLEMS else []
         except OneFlowError:
             self.away += 1
 

@@ -39,8 +39,18 @@ def check_shard(manifest: Manifest, deep: bool, entry: ShardEntry) -> Found:
         with _local(url) as path:
             problems += _tar(entry, path.stat().st_size, _file_sha256(path))
             return problems, _counted(index) if problems else _samples(manifest, entry, path, index, problems)
-    except (OneFlowError, ShardError) as error:
+    except ShardError as error:
         return [f"{entry.name}: {error}"], Counter()
+    except OneFlowError as error:
+        if not is_missing(error):
+            # A store that does not answer proves nothing.
+            raise
+        return [f"{entry.name}: {error}"], Counter()
+
+
+def is_missing(error: OneFlowError) -> bool:
+    """Whether the store answered, and nothing was there."""
+    return isinstance(error.__cause__, FileNotFoundError)
 
 
 def _counted(index: ShardIndex) -> Counter[str]:

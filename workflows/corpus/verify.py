@@ -13,7 +13,7 @@ from oneflow_core.data.manifest import LATEST_NAME, LISTS, MANIFEST_NAME, Manife
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.table import Table
 from workflows.corpus.progress import Progress
-from workflows.corpus.shard_check import check_shard
+from workflows.corpus.shard_check import check_shard, is_missing
 from workflows.errors import OneFlowError, Refused
 from workflows.storage import exists, explained, join, open_fs, read_bytes, sha256
 
@@ -80,7 +80,7 @@ def load_manifest(url: str) -> Manifest:
     except ManifestError as error:
         raise Unsound(url, [str(error)]) from None
     except OneFlowError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
+        if not is_missing(error):
             raise
         if exists(join(url, LATEST_NAME)) and not url.endswith(".json"):
             raise Unsound(url, [f"{LATEST_NAME}: the version that it names is not there"]) from None
@@ -137,6 +137,8 @@ def _lists(manifest: Manifest) -> Iterator[str]:
         try:
             data = read_bytes(join(manifest.base, file.file_name(name)))
         except OneFlowError as error:
+            if not is_missing(error):
+                raise
             yield f"{file.file_name(name)}: {error.cause}"
             continue
         if sha256(data) != file.sha256:
