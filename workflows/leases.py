@@ -31,7 +31,8 @@ BEATS = 8
 """Times that a lease is renewed before it would expire."""
 WAIT_STEP_S = 1.0
 _NUMBERED = re.compile(r"(.+)\.(\d+)")
-_CREATED_S = 0.05
+_CREATED_S = 5.0
+"""Start times shift a little when the clock is set; a pid is not given again so soon."""
 
 
 @dataclass(frozen=True, slots=True)
