@@ -37,6 +37,8 @@ class Driver:
 
     def __init__(self, config: Path, environment: Mapping[str, str]) -> None:
         self.stage, self._lines = "", list[str]()
+        self.lasts: dict[str, float] = {}
+        """Seconds from the first to the last line of a stage."""
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workflows", "corpus", "build", str(config), "--json"],
@@ -81,10 +83,12 @@ class Driver:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
+        begun: dict[str, float] = {}
         for line in self.process.stderr:
             self._lines.append(line.strip())
             name = line.partition(":")[0]
             if name in STAGES:
+                self.lasts[name] = time.monotonic() - begun.setdefault(name, time.monotonic())
                 self._tell("" if ENDED.match(line) else name)
         self._tell("ended")
 
@@ -235,8 +239,19 @@ def objects(site: Site, name: str) -> dict[str, bytes]:
         for item in page.get("Contents", []):
             path = item["Key"].removeprefix(f"{name}/")
             if not path.startswith("leases/"):
-                found[path] = client.get_object(Bucket="oneflow", Key=item["Key"])["Body"].read()
+                found[path] = comparable(
+                    path, client.get_object(Bucket="oneflow", Key=item["Key"])["Body"].read()
+                )
     return found
+
+
+def comparable(path: str, data: bytes) -> bytes:
+    """The bytes; of a manifest without the commit that made it, as somebody may commit between two builds."""
+    if not path.endswith("/manifest.json"):
+        return data
+    tree = json.loads(data)
+    del tree["created_by"], tree["digest"]
+    return json.dumps(tree, sort_keys=True).encode()
 
 
 def seconds(begin: float) -> float:

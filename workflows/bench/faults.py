@@ -100,7 +100,8 @@ def _rounds(
     site: Site, wanted: Sequence[tuple[str, str]], runs: int, rng: random.Random
 ) -> tuple[Tally, float]:
     begin = time.monotonic()
-    reference = site.driver("whole").report()
+    first = site.driver("whole")
+    reference = first.report()
     undisturbed, tally = seconds(begin), Tally(builds=1)
     meant = objects(site, "whole")
     for victim in dict.fromkeys(victim for victim, _ in wanted):
@@ -112,7 +113,7 @@ def _rounds(
             name = f"{victim}-{number}"
             begin = time.monotonic()
             with site.watched(name) as seen:
-                report = _round(site, tally, victim, left, name, reference["seconds"], rng)
+                report = _round(site, tally, victim, left, name, first.lasts, rng)
             tally.seconds.append(seconds(begin))
             _compare(tally, name, report, reference, meant, objects(site, name))
             tally.half_written += [f"{name}: {told}" for told in seen["half"]]
@@ -146,7 +147,7 @@ def _round(
         if not driver.reaches(stage):
             tally.missed += 1
             continue
-        time.sleep(rng.uniform(0, 0.8 * lasts.get(stage, 0.0)))
+        time.sleep(rng.uniform(0, lasts.get(stage, 0.0)))
         if driver.stage != stage or not _kill(site, driver, victim, stage, rng):
             tally.missed += 1
             continue

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.workflows.corpus.test_gc import samples
 from tests.workflows.corpus.written import write_version
 from workflows import storage
 from workflows.bench.fault_proxy import FaultProxy
-from workflows.bench.fault_site import TASKS
+from workflows.bench.fault_site import TASKS, comparable
 from workflows.corpus import build, shard
 from workflows.corpus.cluster import start_local
 from workflows.corpus.config import CorpusConfig
@@ -75,9 +76,9 @@ def whole(proxy: FaultProxy, raw: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def shards_of(url: str) -> dict[str, bytes]:
-    """All files of the corpus, by name."""
+    """All files of the corpus, by name, as `comparable`."""
     names = storage.list_urls(f"{url}/shards")
-    return {name.removeprefix(f"{url}/"): storage.read_bytes(name) for name in names}
+    return {name.removeprefix(f"{url}/"): comparable(name, storage.read_bytes(name)) for name in names}
 
 
 def wait_for(urls: str) -> None:
@@ -136,33 +137,34 @@ class Stopped(BaseException):
 def test_stopped_at_any_write_readers_see_a_whole_version_or_none(
     raw: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver's own writes, one after the other, on the way to another version and back."""
+    """The driver's own writes, which come after those of the shards; it is stopped before each of them in turn."""
     root = tmp_path / "root"
     shutil.copytree(whole, root)
-    shutil.rmtree(root / "shards")
-    config, write, stops = config_of(str(root), raw), storage.put_atomic, 0
+    manifest = Manifest.load(str(root / "shards/test"))
+    for path in [root / "shards/test/latest", *(root / "shards").rglob("*.parquet")]:
+        path.unlink()
+    (root / "shards/test" / manifest.version / "manifest.json").unlink()
+    monkeypatch.setattr(shard, "_write", lambda *_: (list(manifest.shards), Counter(manifest.licences)))
+    written: list[str] = []
 
-    def writes(left: int) -> None:
-        def stopping(url: str, data: bytes) -> bool:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Stopped
-            return write(url, data)
+    def stopping(url: str, data: bytes) -> bool:
+        if len(written) == stop:
+            raise Stopped
+        written.append(url)
+        return storage.put_atomic(url, data)
 
-        monkeypatch.setattr(shard, "put_atomic", stopping)
-
-    while True:
-        writes(stops)
-        try:
-            build.run(config, "shard")
-            break
-        except Stopped:
-            stops += 1
+    monkeypatch.setattr(shard, "put_atomic", stopping)
+    config, models = config_of(str(root), raw), (manifest.codec, manifest.encoder)
+    for stop in range(5):
+        written.clear()
+        with pytest.raises(Stopped):
+            shard.run(config, models)
         manifests = list(root.glob("shards/test/*/manifest.json"))
-        assert [verify(str(m.parent), deep=True).samples for m in manifests] == [32] * (stops > 4)
+        assert [verify(str(m.parent), deep=True).samples for m in manifests] == [32] * (stop > 3)
         assert not (root / "shards/test/latest").exists()
-    assert stops == 5, "three lists, the manifest, the pointer"
+    stop = 5
+    written.clear()
+    shard.run(config, models)
     assert shards_of(str(root)) == shards_of(str(whole))
 
 
