@@ -118,9 +118,9 @@ def _rounds(
             _compare(tally, name, report, reference, meant, objects(site, name))
             tally.half_written += [f"{name}: {told}" for told in seen["half"]]
             tally.looks += seen["whole"]
-            print(
-                f"faults: {name}: {tally.seconds[-1]:.0f} s, kills {tally.kills}", file=sys.stderr, flush=True
-            )
+            wrong = [*tally.differing, *tally.half_written]
+            told = f"{tally.seconds[-1]:.0f} s, kills {tally.kills}, {len(wrong)} wrong {wrong[:2] or ''}"
+            print(f"faults: {name}: {told}", file=sys.stderr, flush=True)
     return tally, undisturbed
 
 
