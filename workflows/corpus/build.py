@@ -1,21 +1,21 @@
 """Build: ingest, encode, shard, one after the other; or nothing at all, told within seconds."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fsspec.spec import AbstractFileSystem
 
-from oneflow_core.data.manifest import Manifest, ManifestError
+from oneflow_core.data.manifest import Account, Manifest, ManifestError
 from oneflow_core.data.reader import index_url
-from workflows.corpus import encode, ingest, shard
+from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.holds import building
 from workflows.corpus.parts import list_parts
-from workflows.corpus.units import list_units
+from workflows.corpus.units import Unit, list_units
 from workflows.corpus.verify import load_manifest
 from workflows.leases import Lease
 from workflows.storage import explained, join, open_fs
@@ -34,6 +34,12 @@ class BuildReport:
     """By stage; those that did not run are absent."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """Requests to the store that were tried again, by operation, those of workers included."""
+    reused: Mapping[str, int] = field(default_factory=dict)
+    """What was there from before and not made again: files, documents, images, shards."""
+    cleaned: int | None = None
+    """Texts that clean-up changed; None where ingest did not run."""
+    ingested: Mapping[str, Account] = field(default_factory=dict)
+    """By source what ingest read, kept and refused; empty where it did not run."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -42,7 +48,11 @@ class BuildReport:
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
             "retries": dict(self.retries),
+            "reused": dict(self.reused),
         }
+        if self.cleaned is not None:
+            told["cleaned"] = self.cleaned
+            told["ingested"] = {source: asdict(account) for source, account in self.ingested.items()}
         if found is not None:
             told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
             told |= {
@@ -65,37 +75,42 @@ def run(config: CorpusConfig, stage: Stage | None = None, wait_s: float = 0.0) -
             another process that builds the corpus.
     """
     begin, before = time.monotonic(), RETRIES.counts()
-    manifest, seconds = finished(config), dict[str, float]()
-    if manifest is None:
+    report = _nothing_to_do(config, begin)
+    if report is None:
         with building(config.root, config.name, wait_s) as lease:
-            manifest = finished(config) if wait_s else None
-            if manifest is None:
-                manifest, seconds = _stages(config, stage, lease)
-    made = bool(seconds)
-    return BuildReport(
-        made,
-        manifest,
-        seconds or {"check": time.monotonic() - begin},
-        dict(sorted((RETRIES.counts() - before).items())),
-    )
+            report = _nothing_to_do(config, begin) if wait_s else None
+            report = report or _stages(config, stage, lease)
+    return replace(report, retries=dict(sorted((RETRIES.counts() - before).items())))
 
 
-def _stages(
-    config: CorpusConfig, stage: Stage | None, lease: Lease
-) -> tuple[Manifest | None, dict[str, float]]:
+def _nothing_to_do(config: CorpusConfig, begin: float) -> BuildReport | None:
+    manifest = finished(config)
+    if manifest is None:
+        return None
+    reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
+    reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
+    return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused=reused)
+
+
+def _stages(config: CorpusConfig, stage: Stage | None, lease: Lease) -> BuildReport:
     manifest: Manifest | None = None
     seconds: dict[str, float] = {}
+    reused: dict[str, int] = {}
+    cleaned, accounts = None, dict[str, Account]()
     models: encode.Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
-            seconds["ingest"] = ingest.run(config).seconds
+            found = ingest.run(config)
+            seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
+            accounts = ingest.accounts(found.units)
+            reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
         if stage in (None, "shard"):
             sharded = shard.run(config, models, lease.check)
             seconds["shard"], manifest = sharded.seconds, load_manifest(sharded.url)
-    return manifest, seconds
+    return BuildReport(True, manifest, seconds, reused=reused, cleaned=cleaned, ingested=accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
@@ -112,7 +127,7 @@ def finished(config: CorpusConfig) -> Manifest | None:
     listed = [(u.source, u.name, u.size, u.etag) for u in units]
     made_of = [(i.source, i.name, i.size, i.etag) for i in manifest.inputs]
     same = manifest.created_by["config_digest"] == config.digest() and made_of == listed
-    return manifest if same and _whole(manifest) else None
+    return manifest if same and _whole(manifest) and not _retried(config, units, manifest) else None
 
 
 def _latest(url: str) -> Manifest | None:
@@ -124,6 +139,22 @@ def _latest(url: str) -> Manifest | None:
     except ManifestError:
         pass
     return None
+
+
+def _retried(config: CorpusConfig, units: Sequence[Unit], manifest: Manifest) -> bool:
+    """Whether a retry of what was refused gave other documents since, or refusals were taken back to be tried again."""
+    there, made_of = ingested.stored(config), {part.path for part in manifest.parts}
+    found = (there.get((unit.source, ingested.part_of(config, unit))) for unit in units)
+    refused = {path for path in made_of if path.startswith("quarantine/")}
+    folders = {path.rpartition("/")[0] for path in refused}
+    left = {url for folder in folders for url in list_parts(config.root, folder).values()}
+    return any(part and _below(config, part[1]) not in made_of for part in found) or not refused <= {
+        _below(config, url) for url in left
+    }
+
+
+def _below(config: CorpusConfig, url: str) -> str:
+    return url.removeprefix(config.root).lstrip("/")
 
 
 def _whole(manifest: Manifest) -> bool:

@@ -8,12 +8,15 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from workflows.config import Config
+from workflows.corpus.cleanup import CleanupConfig
+from workflows.corpus.denial import denial_digest
 from workflows.corpus.encode_config import EncodeConfig
 from workflows.corpus.fingerprint import fingerprint
+from workflows.corpus.image_files import ALL, ImageFormat
 from workflows.corpus.selection_config import DuplicatesConfig
 from workflows.corpus.source_config import Name, SourceConfig
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when ingest, encode or shard give other bytes for the same input, so that nothing old is mixed in."""
 
 
@@ -26,10 +29,13 @@ class LimitsConfig(Config):
 
     text_bytes: int = Field(default=64 * 1024, ge=1)
     """Longest text of a segment, in bytes of UTF-8."""
-    image_pixels: int = Field(default=64_000_000, ge=1)
-    """Largest image; a larger one (a decompression bomb) is refused by its header, before it is decoded."""
+    image_pixels: int = Field(default=64_000_000, ge=1, le=178_000_000)
+    """Largest image; a larger one (a decompression bomb) is refused by its header, before it is decoded. Pillow decodes
+    none of more than 178 million pixels."""
     image_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Largest image file."""
+    image_formats: tuple[ImageFormat, ...] = Field(default=ALL, min_length=1)
+    """Formats of image files that are taken, told by their first bytes."""
     images: int = Field(default=32, ge=1)
     """Most images in a document."""
 
@@ -52,7 +58,11 @@ class CorpusConfig(Config):
     """Corpus root, any fsspec URL; parts are shared by all corpora under it."""
     sources: list[SourceConfig] = Field(min_length=1)
     limits: LimitsConfig = LimitsConfig()
+    cleanup: CleanupConfig = CleanupConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
+    deny: list[str] = []
+    """Files, any fsspec URL, with one entry a line: the SHA-256 of an image, or the id of a document, that is left out.
+    Their content counts: add a line and build, and only shards are written again."""
     encode: EncodeConfig = EncodeConfig()
     shard: ShardConfig = ShardConfig()
     seed: int = 0
@@ -81,8 +91,9 @@ class CorpusConfig(Config):
 
     def ingest_digest(self, source: SourceConfig) -> str:
         """Digest of all in this config that decides what the documents of `source` are."""
-        what = source.model_dump(mode="json", exclude=_PLACES | {"share": True})
-        return _digest(["ingest", FORMAT, what, self.limits.model_dump(mode="json")])
+        what = source.model_dump(mode="json", exclude=_PLACES | {"share": True, "weight": True})
+        checks = [self.limits.model_dump(mode="json"), self.cleanup.model_dump(mode="json")]
+        return _digest(["ingest", FORMAT, what, *checks])
 
     def digest(self) -> str:
         """Digest of all in this config that decides the bytes of the shards: not where things lie, nor how fast."""
@@ -90,8 +101,9 @@ class CorpusConfig(Config):
         codec, encoder = self.encode.codec, self.encode.understanding
         models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
         shape = [self.encode.image_size, self.encode.batch_size, self.encode.part_images]
-        limits, shard = self.limits.model_dump(mode="json"), self.shard.model_dump(mode="json")
-        return _digest(["corpus", FORMAT, self.name, sources, limits, models, shape, shard, self.seed])
+        denied = denial_digest(self.filled(self.deny))
+        rest = [c.model_dump(mode="json") for c in (self.limits, self.cleanup, self.duplicates, self.shard)]
+        return _digest(["corpus", FORMAT, self.name, sources, models, shape, rest, denied, self.seed])
 
 
 def _digest(value: Any) -> str:

@@ -20,7 +20,7 @@ from workflows.errors import OneFlowError
 from workflows.leases import Survey, survey
 from workflows.storage import delete, exists, explained, join, open_fs, read_bytes
 
-PARTS = ("documents/", "latents/", "features/", "quarantine/")
+PARTS = ("documents/", "hashes/", "latents/", "features/", "quarantine/")
 VERSION = re.compile(r"shards/([^/]+)/([^/]+)/[^/]+")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 """What `put_atomic` writes on a local disk before it renames it."""
@@ -102,7 +102,7 @@ def _listed(root: str) -> Iterator[Stored]:
                 continue
         for name, info in sorted(found.items()):
             path = name.removeprefix(base.rstrip("/")).lstrip("/")
-            yield Stored(path, int(info["size"] or 0), _written(info))
+            yield Stored(path, int(info["size"] or 0), written(info))
 
 
 def _plan(root: str, keep: int | None, before: float) -> tuple[list[tuple[Stored, str]], Counter[str]]:
@@ -204,7 +204,8 @@ def _parts(root: str, version: Version) -> Sequence[Any]:
     return load_manifest(url).parts if exists(join(url, MANIFEST_NAME)) else ()
 
 
-def _written(info: Mapping[str, Any]) -> float:
+def written(info: Mapping[str, Any]) -> float:
+    """When an object was written, in seconds of the store's clock, by its entry in a listing."""
     for key in ("LastModified", "mtime", "last_modified", "updated", "created"):
         value = info.get(key)
         if isinstance(value, datetime):

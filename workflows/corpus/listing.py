@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from fsspec.spec import AbstractFileSystem
 
 from workflows.corpus.sources.members import is_image
 from workflows.corpus.sources.protocol import Reader, same_stem
-from workflows.corpus.sources.stored import StoredFile
+from workflows.corpus.sources.stored import RETRIES, WAIT, StoredFile
 from workflows.errors import OneFlowError
 from workflows.storage import explained, open_fs
+from workflows.urls import without_secrets
 
 Listing = Mapping[str, Mapping[str, Any]]
 """Path of a file -> what the filesystem says of it."""
@@ -81,6 +83,8 @@ def digest_of_places(places: Iterable[str]) -> str:
     """
     digest, places = hashlib.sha256(), list(places)
     for place in places:
+        if place.lower().endswith(".zip"):
+            raise OneFlowError(place, "zips are no places of images", "unpack it, or make it a tar")
         filesystem, path = open_fs(place)
         if is_http(filesystem) and not _bare(filesystem, path).lower().endswith(ARCHIVES):
             continue
@@ -167,17 +171,27 @@ def _find(filesystem: AbstractFileSystem, paths: list[str]) -> dict[str, Any]:
 def _probed(filesystem: AbstractFileSystem, paths: Iterable[str]) -> dict[str, Any]:
     """Those that a web server has, asked one by one; a page that lists others is taken for a directory."""
 
-    def info(path: str) -> dict[str, Any]:
-        try:
-            if path.endswith("/"):
-                found: dict[str, Any] = filesystem.find(path, detail=True)
-                return found
-            return {path: filesystem.info(path)}
-        except FileNotFoundError:
-            return {}
-
     with ThreadPoolExecutor(PROBES) as pool:
-        return {path: about for found in pool.map(info, paths) for path, about in found.items()}
+        found = pool.map(lambda path: _probe(filesystem, path), paths)
+        return {path: about for infos in found for path, about in infos.items()}
+
+
+def _probe(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
+    for attempt in range(RETRIES):
+        try:
+            return filesystem.find(path, detail=True) if path.endswith("/") else {path: filesystem.info(path)}
+        except FileNotFoundError as error:
+            # It stands for whatever went wrong; what that was is its cause.
+            status = getattr(error.__cause__, "status", None)
+            if status in (404, 410):
+                return {}
+            if status in (401, 403):
+                raise PermissionError(f"the server answered {status}") from None
+            if attempt == RETRIES - 1:
+                told = without_secrets(str(error.__cause__ or error))
+                raise OneFlowError(path, f"the server does not answer: {told}", "try again") from None
+            time.sleep(WAIT * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def _mains(reader: Reader, files: Listing, asked: list[str]) -> dict[str, list[str]]:

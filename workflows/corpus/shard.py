@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from oneflow_core.data.manifest import LATEST_NAME, Account, Input, Manifest, Part, ShardEntry, Totals
+from oneflow_core.data.manifest import LATEST_NAME, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.table import Table
@@ -26,7 +26,8 @@ from workflows.corpus.cluster import Environment, cluster, cpus
 from workflows.corpus.config import FORMAT, CorpusConfig
 from workflows.corpus.encode import Models, identify, images_of, load_stores
 from workflows.corpus.encoded import Store, read_encoded
-from workflows.corpus.ingest import UnitReport, quarantined
+from workflows.corpus.hashes import hashes_of
+from workflows.corpus.ingest import UnitReport
 from workflows.corpus.parts import read_part
 from workflows.corpus.progress import Progress
 from workflows.corpus.provenance import created_by
@@ -135,6 +136,7 @@ def _version(
     digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
+        digest.update(f"{unit.documents_sha256}\n".encode())
     for store in stores:
         digest.update(f"{store.kind}:{store.model}\n".encode())
         if store.model is not None:
@@ -281,10 +283,6 @@ def _manifest(
     entries: Sequence[ShardEntry],
     licences: Mapping[str, int],
 ) -> Manifest:
-    accounts, left_out = ingest.accounts(units), selection.left_out(units)
-    for source, account in accounts.items():
-        left = left_out[source]
-        accounts[source] = Account(account.read, account.kept - left.total(), {**account.refused, **left})
     return Manifest(
         name=config.name,
         version=plan.version,
@@ -298,12 +296,13 @@ def _manifest(
         shards=Table.of(ShardEntry, entries),
         totals=Totals.of(entries),
         licences=dict(licences),
-        accounts=accounts,
+        accounts=selection.accounts(units),
     )
 
 
 def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> list[str]:
     """Paths below the root of all that the version was made from, and of what was refused on the way."""
     used = {url for piece in plan.pieces for url in (piece.url, *piece.latents, *piece.features)}
-    refused = {quarantined(config, unit.unit) for unit in units if unit.account.refused}
-    return sorted(url.removeprefix(config.root).lstrip("/") for url in used | refused)
+    refused = {unit.quarantine for unit in units if unit.account.refused}
+    hashed = {hashes_of(unit.url) for unit in units if config.duplicates.near != "off"}
+    return sorted(url.removeprefix(config.root).lstrip("/") for url in used | refused | hashed)

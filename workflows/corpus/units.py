@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.guarded import guarded
 from workflows.corpus.listing import ARCHIVES, digest_of_places, find_files, find_places, find_units
 from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources import READERS, Draft, Picture, Refused
 from workflows.corpus.sources.files import Files, Span
 from workflows.corpus.sources.images import Images, Place
 from workflows.corpus.sources.kept import Kept
-from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.places import TarPlace, UnitFolder, place_at
-from workflows.corpus.sources.protocol import head
 from workflows.corpus.sources.stored import StoredFile
 from workflows.corpus.sources.web import Web
 from workflows.errors import OneFlowError, UsageError
@@ -85,15 +84,11 @@ class Rows:
 
     def __iter__(self) -> Iterator[Draft | Refused]:
         """The rows; a file that breaks is one refusal more, after what was good."""
-        try:
-            for row in READERS[self._source.format].read(self._files, self._source):
-                if self._source.limit is not None:
-                    self._taken.update(_bytes_of(row))
-                yield row
-        except OneFlowError:
-            raise
-        except Exception as error:  # noqa: BLE001 parsers of untrusted bytes raise what they like
-            yield broken(self._files.main, error)
+        rows = READERS[self._source.format].read(self._files, self._source)
+        for row in guarded(self._files.main, rows):
+            if self._source.limit is not None:
+                self._taken.update(_bytes_of(row))
+            yield row
         self._whole = True
 
     def sha256(self) -> str:
@@ -103,12 +98,6 @@ class Rows:
         """
         self._kept.commit()
         return self._files.sha256() if self._whole or self._source.limit is None else self._taken.hexdigest()
-
-
-def broken(name: str, error: Exception) -> Refused:
-    """The refusal of a file whose bytes are damaged."""
-    reason = str(error) if isinstance(error, Broken) else "file broken"
-    return Refused(name, reason, head(f"{type(error).__name__}: {error}"))
 
 
 @contextmanager

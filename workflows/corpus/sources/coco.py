@@ -32,7 +32,7 @@ class CocoReader(Reader):
     def read(self, files: Files, source: SourceConfig) -> Iterator[Draft | Refused]:
         """One draft or refusal for each caption, in the order of the annotations, which are read in a second pass."""
         with Join() as images, Join() as licences, Join() as seen:
-            with files.plain() as stream:
+            with files.twice() as stream:
                 for number, value in items(stream, ["images.item", "licenses.item"]):
                     if isinstance(value, Mapping):
                         (images if number == 0 else licences).put(value.get("id"), value)
@@ -66,10 +66,13 @@ class _Captioned:
 
 
 def _captions(files: Files, source: SourceConfig, seen: Join) -> Iterator[tuple[str, Any]]:
-    with files.plain() as stream:
+    with files.twice() as stream:
+        number = -1
         for number, (_, row) in enumerate(items(stream, ["annotations.item"])):
             if source.captions == "first" and isinstance(row, Mapping):
                 if seen.get(row.get("image_id")) is not None:
                     continue
                 seen.put(row.get("image_id"), True)
             yield f"row-{number}", row
+        if number < 0:
+            yield "row-0", Refused("", "no list of rows")

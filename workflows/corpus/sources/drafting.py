@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oneflow_core.document import Role
@@ -11,6 +11,7 @@ from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.images import Images, Pending
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
 from workflows.corpus.sources.rows import Lookup, RowError, field_of, licence_of, meta_of, scalars
+from workflows.urls import without_secrets
 
 Content = str | Picture | Pending
 Segments = list[tuple[Content, Role]]
@@ -85,11 +86,9 @@ def plan_of(
 
 def key_of(value: Any, otherwise: str) -> str:
     """A row's own id where it is text or a number."""
-    return (
-        str(value)
-        if isinstance(value, str | int) and not isinstance(value, bool) and str(value)
-        else otherwise
-    )
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        return otherwise
+    return without_secrets(str(value))
 
 
 def shown(row: Any) -> bytes:
@@ -108,7 +107,7 @@ def _brief(value: Any) -> Any:
 
 def _planned(key: str, row: Any, make: Maker) -> Plan | Refused:
     if isinstance(row, Refused):
-        return row
+        return replace(row, key=row.key or key)
     if not isinstance(row, Mapping):
         return Refused(key, "row not an object", shown(row))
     try:

@@ -14,8 +14,11 @@ from workflows.corpus.config import LimitsConfig
 from workflows.corpus.sources.images import Images
 from workflows.corpus.sources.packed import COMPRESSIONS, PIECE, unpacked
 from workflows.corpus.sources.stored import BLOCK, Digest, StoredFile, StoredStream
+from workflows.errors import OneFlowError
 from workflows.storage import open_fs
 
+SMALL = 1 << 12
+"""Bytes that are read ahead where a reader jumps, and does its own reading ahead."""
 Span = tuple[int, int]
 """A range of bytes of a file."""
 
@@ -57,7 +60,18 @@ class Files:
 
     def plain(self, name: str | None = None) -> BinaryIO:
         """A file from its first byte, without its compression."""
-        return unpacked(self.stream(name), name or self.main)
+        named = name or self.main
+        return unpacked(self.seekable(name) if named.lower().endswith(".zip") else self.stream(name), named)
+
+    def twice(self, name: str | None = None) -> BinaryIO:
+        """A file from its first byte, without its compression, that is read more than once: from elsewhere, copied."""
+        file = self.by_name[name or self.main]
+        try:
+            return self.copy(file).open("rb")
+        except OneFlowError:
+            raise
+        except Exception:  # noqa: BLE001 what was good of a broken file was copied, and breaks off there
+            return self.copy(file).open("rb")
 
     def seekable(self, name: str | None = None) -> BinaryIO:
         """A file that is read here and there: by range requests, or as a copy where the server gives no ranges."""
@@ -91,17 +105,18 @@ class Files:
     def _opened(self, file: StoredFile, *, streamed: bool = True) -> BinaryIO:
         ours = self.by_name.get(file.name) is file
         raw = StoredStream(file, self._digests[file.name] if ours else (), streamed=streamed)
-        return cast(BinaryIO, io.BufferedReader(raw, BLOCK))
+        return cast(BinaryIO, io.BufferedReader(raw, BLOCK if streamed else SMALL))
 
     def _finished(self, name: str) -> str:
         digests = self._digests[name]
         for digest in digests:
             if not digest.done:
                 with StoredStream(self.by_name[name], [digest]) as stream:
-                    stream.seek(digest.at)
-                    buffer = bytearray(BLOCK)
-                    while not digest.done and stream.readinto(buffer):
-                        pass
+                    buffer = memoryview(bytearray(BLOCK))
+                    while not digest.done:
+                        stream.seek(digest.at)
+                        if not stream.readinto(buffer[: digest.wanting]):
+                            break
         if len(digests) == 1:
             return digests[0].hexdigest()
         return hashlib.sha256("\n".join(d.hexdigest() for d in digests).encode()).hexdigest()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-import ijson  # type: ignore[import-untyped]
+import ijson
 
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken, compressed, lines
@@ -20,20 +20,23 @@ _LISTS = ("data", "rows", "annotations", "questions", "items", "samples")
 """Where an object that is the whole file has its rows: the first of these that is a list."""
 
 
-def json_rows(files: Files) -> Iterator[tuple[str, Any]]:
-    """`row-N` and the value of each row of the unit's file, or a Refused in its place.
+def json_rows(files: Files, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """`row-N` and the value of each row of the unit's file, or of that called `name`; or a Refused in its place.
 
     Raises:
         ijson.JSONError, OSError, EOFError, ValueError, zlib.error: a file that is damaged, after the rows before.
     """
-    stream = files.plain()
-    kind = layout(stream, files.main)
+    stream = files.plain(name)
+    kind = layout(stream, name or files.main)
     if kind == "lines":
         yield from _lines(stream)
         return
     prefixes = ["item"] if kind == "array" else [f"{name}.item" for name in _LISTS]
+    number = -1
     for number, (_, row) in enumerate(items(stream, prefixes)):
         yield f"row-{number}", row
+    if number < 0 and kind == "object":
+        yield "row-0", Refused("", "no list of rows")
 
 
 def layout(stream: BinaryIO, name: str) -> str:
@@ -49,7 +52,7 @@ def layout(stream: BinaryIO, name: str) -> str:
         json.loads(first)
         return "lines" if start[len(first) :].strip() or not _has_list(first) else "object"
     except (ValueError, RecursionError):
-        return "object" if first == b"{" or _has_list(start) else "lines"
+        return "lines" if _is_object(start[len(first) :].lstrip().split(b"\n", 1)[0]) else "object"
 
 
 def items(stream: BinaryIO, prefixes: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -92,6 +95,13 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
             yield key, json.loads(line)
         except (ValueError, RecursionError):
             yield key, Refused(key, "row not json", head(line))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _has_list(start: bytes) -> bool:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from oneflow_core.document import Role
 from workflows.corpus.source_config import SourceConfig
+from workflows.corpus.sources.answers import chosen
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
-from workflows.corpus.sources.rows import RowError, field_of, fill, licence_of, meta_of, scalars
+from workflows.corpus.sources.rows import RowError, field_of, fill, licence_of, meta_of, scalars, text_of
 from workflows.urls import without_secrets
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,13 +33,13 @@ def draft_of(key: str, members: Mapping[str, bytes], source: SourceConfig) -> Dr
     if len(images) != 1:
         return Refused(key, "image missing" if not images else "several images", _any(members))
     fields = _Fields(members)
+    picture = Picture(f"{key}.{images[0]}", members[images[0]])
     try:
-        caption, licence = _caption(fields, source), licence_of(source, fields.get)
+        segments, licence = _segments(picture, fields, source), licence_of(source, fields.get)
     except RowError as error:
         return Refused(key, str(error), _any(members))
-    picture = Picture(f"{key}.{images[0]}", members[images[0]])
     meta = meta_of(source, fields.known, PROVENANCE)
-    return Draft(key, ((picture, "auto"), (caption, "auto")), licence, meta, scalars(fields.json))
+    return Draft(key, segments, licence, meta, scalars(fields.json))
 
 
 def failures(name: str, stream: BinaryIO) -> Iterator[Refused]:
@@ -60,6 +62,17 @@ def _failed(rows: list[dict[str, Any]]) -> Iterator[Refused]:
         if row["status"] != "success":
             what = without_secrets(f"{row.get('url') or ''} {row.get('error_message') or ''}")
             yield Refused(str(row["key"]), f"upstream {row['status']}", head(what))
+
+
+def _segments(
+    picture: Picture, fields: "_Fields", source: SourceConfig
+) -> tuple[tuple[str | Picture, Role], ...]:
+    if not {"question", "answer"} <= set(source.columns):
+        return (picture, "auto"), (_caption(fields, source), "auto")
+    question, answer = fields.get(source.columns["question"]), fields.get(source.columns["answer"])
+    if question is None or answer is None:
+        raise RowError("columns missing")
+    return (picture, "prompt"), (text_of(question), "prompt"), (chosen(answer)[0], "target")
 
 
 def _caption(fields: "_Fields", source: SourceConfig) -> str:

@@ -31,7 +31,7 @@ class Mmc4Reader(Reader):
             if not isinstance(sentences, list):
                 raise RowError("columns missing")
             sentences = [text_of(sentence) for sentence in sentences]
-            infos = _matched(row.get("image_info"), len(sentences))
+            infos = _matched(row.get("image_info", row.get("images")), len(sentences))
             about = {
                 **row,
                 "image_urls": [i["raw_url"] for i in infos if isinstance(i.get("raw_url"), str)],
@@ -84,6 +84,8 @@ def _segments(
 
 
 def _picture(info: Mapping[str, Any], images: Images, source: SourceConfig) -> Any:
+    if isinstance(info.get("image_base64"), str):
+        return images.named(f"data:image;base64,{info['image_base64']}")
     names = [info.get(source.columns.get("image", "image_name")), info.get("raw_url")]
     named = [name for name in names if isinstance(name, str) and name]
     if not named:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -111,10 +112,11 @@ class WebFolder:
 
     def read(self, name: str) -> Picture | None:
         """The page below the directory, fetched."""
-        from urllib.parse import quote
-
-        found = self._web.fetched(join(self._url, quote(name)))
-        return None if found.data is None and found.reason == "image missing" else found
+        for below in _below(urlsplit(self._url).path, name):
+            data, reason = self._web.tried(join(self._url, quote(below)), gone="")
+            if data is not None or reason:
+                return Picture(name, data, reason or "image missing")
+        return None
 
     def close(self) -> None:
         """Nothing is open."""

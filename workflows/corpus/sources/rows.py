@@ -25,7 +25,12 @@ class RowError(ValueError):
 
 
 def field_of(row: Any, name: str) -> Any:
-    """The value of `name` in nested mappings; a key that holds the dots itself comes first."""
+    """The value of `name` in nested mappings and lists (`qa.0.answer`); a key with the dots in it comes first."""
+    if isinstance(row, list):
+        first, dot, rest = name.partition(".")
+        if not first.isdecimal() or len(first) > 9 or int(first) >= len(row):
+            return None
+        return field_of(row[int(first)], rest) if dot else row[int(first)]
     if isinstance(row, Mapping):
         if name in row:
             return row[name]
@@ -65,8 +70,8 @@ def licence_of(source: SourceConfig, lookup: Lookup) -> str:
     """The row's own licence, by the column `licence` or that which the config maps; else the source's, filled."""
     own = lookup(source.columns.get("licence", "licence"))
     if isinstance(own, str | int) and str(own).strip():
-        return str(own).strip()
-    return fill(source.licence, lookup, "licence missing")
+        return without_secrets(str(own).strip())
+    return without_secrets(fill(source.licence, lookup, "licence missing"))
 
 
 def meta_of(source: SourceConfig, lookup: Lookup, defaults: Mapping[str, str]) -> dict[str, str]:

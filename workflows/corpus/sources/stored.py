@@ -52,6 +52,12 @@ class Digest:
         """Whether nothing is wanting; never, where the end is not known."""
         return self._end is not None and self.at >= self._end
 
+    @property
+    def wanting(self) -> int | None:
+        """Bytes from `at` on that are wanting before what is held; None where that is not known."""
+        end = min(self._early, default=self._end)
+        return None if end is None else max(0, end - self.at)
+
     def feed(self, at: int, data: bytes) -> None:
         """Take `data`, read at byte `at`."""
         with self._lock:
@@ -90,6 +96,7 @@ class StoredStream(io.RawIOBase):
         self._at = self._inner_at = 0
         self._inner: Any = None
         self._filesystem, self._path = open_fs(file.url)
+        self._ahead = streamed
         self._streams = streamed and "http" in self._filesystem.protocol
 
     def readable(self) -> bool:
@@ -171,6 +178,8 @@ class StoredStream(io.RawIOBase):
             return os.fdopen(descriptor, "rb", buffering=0)
         if self._streams:
             return self._filesystem.open(self._path, "rb", block_size=0, size=self._file.size or 1)
+        if not self._ahead:
+            return self._filesystem.open(self._path, "rb", cache_type="none")
         return self._filesystem.open(self._path, "rb", block_size=4 * BLOCK)
 
     def _drop(self) -> None:

@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow files, a small batch at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import Refused, head
+from workflows.errors import OneFlowError
 
 BATCH_ROWS = 64
 FREE_BYTES = 1 << 30
@@ -24,7 +25,14 @@ def parquet_rows(files: Files, unwanted: Sequence[str] = ()) -> Iterator[tuple[s
     Raises:
         pyarrow.ArrowException, OSError: a file without a good footer.
     """
-    with files.seekable() as stream, pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as table:
+    with files.seekable() as stream:
+        # Nobody else reads the magic, and the digest goes on from there.
+        stream.read(4)
+        yield from _rows(files, stream, unwanted)
+
+
+def _rows(files: Files, stream: BinaryIO, unwanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    with pq.ParquetFile(stream, pre_buffer=False, buffer_size=4 << 20) as table:
         columns = [f.name for f in table.schema_arrow if f.name not in unwanted and _wanted(f.type)]
         first, last = files.groups or (0, table.num_row_groups)
         before = [table.metadata.row_group(g).num_rows for g in range(last)]
@@ -44,7 +52,7 @@ def arrow_rows(files: Files) -> Iterator[tuple[str, Any]]:
     for batch in _batches(files):
         wanted = batch.select([f.name for f in batch.schema if _wanted(f.type)])
         for start in range(0, wanted.num_rows, BATCH_ROWS):
-            for row in wanted.slice(start, BATCH_ROWS).to_pylist():
+            for row in _values(wanted.slice(start, BATCH_ROWS)):
                 yield f"row-{number}", row
                 number += 1
 
@@ -69,12 +77,24 @@ def _group(table: pq.ParquetFile, group: int, columns: list[str], number: int) -
         if about.total_byte_size > max(FREE_BYTES, RATIO * packed):
             raise Broken("unpacks to too much")
         for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            for row in batch.to_pylist():
+            for row in _values(batch):
                 yield f"row-{number + read}", row
                 read += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except OneFlowError:
+        raise
+    except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
         reason = str(error) if isinstance(error, Broken) else "row group broken"
         yield "", Refused(f"row-{number + read}", reason, head(f"{type(error).__name__}: {error}"))
+
+
+def _values(batch: pa.RecordBatch) -> list[Any]:
+    """The rows of a batch; where a value cannot be told (text that is no UTF-8), a Refused in place of its row."""
+    try:
+        return list(batch.to_pylist())
+    except Exception as error:  # noqa: BLE001 found row by row
+        if batch.num_rows == 1:
+            return [Refused("", "row unreadable", head(f"{type(error).__name__}: {error}"))]
+    return [row for i in range(batch.num_rows) for row in _values(batch.slice(i, 1))]
 
 
 def _wanted(kind: pa.DataType) -> bool:

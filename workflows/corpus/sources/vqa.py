@@ -41,7 +41,7 @@ class VqaReader(Reader):
         with Join() as answers:
             subset: list[str] = []
             for name in [*others, files.main]:
-                with files.plain(name) as stream:
+                with files.twice(name) as stream:
                     _index(stream, name, answers, subset if name == files.main else None)
             joined = _Joined(source, files.images, answers, next(iter(subset), ""))
             yield from drafts(_questions(files), joined.plan, files.images)
@@ -123,10 +123,13 @@ def _hold(value: Any, answers: Join) -> None:
 
 
 def _questions(files: Files) -> Iterator[tuple[str, Any]]:
-    with files.plain() as stream:
+    with files.twice() as stream:
         kind = layout(stream, files.main)
         if kind == "object":
+            number = -1
             for number, (_, row) in enumerate(items(stream, ["questions.item", "data.item"])):
                 yield f"row-{number}", row
+            if number < 0:
+                yield "row-0", Refused("", "no list of rows")
             return
     yield from json_rows(files)

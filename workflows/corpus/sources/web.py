@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 from workflows.corpus.source_config import FetchConfig
@@ -14,7 +13,7 @@ from workflows.storage import open_fs
 from workflows.urls import without_secrets
 
 FAILED = "fetch failed"
-GONE = (400, 401, 403, 404, 405, 410, 451)
+LASTING = (400, 401, 403, 404, 405, 410, 451)
 """Answers that another try does not change."""
 PIECE = 1 << 16
 
@@ -34,27 +33,28 @@ class Web:
         if self._kept is None:
             return self.fetched(url)
         data, reason = self._kept.first(
-            hashlib.sha256(url.encode("utf-8", "replace")).digest(), self._get(url)
+            hashlib.sha256(url.encode("utf-8", "replace")).digest(), lambda: self.tried(url)
         )
         return Picture(shown, data, reason)
 
     def fetched(self, url: str) -> Picture:
         """The image at `url` as it is now."""
-        data, reason = self._get(url)()
+        data, reason = self.tried(url)
         return Picture(without_secrets(url), data, reason)
 
-    def _get(self, url: str) -> Callable[[], tuple[bytes | None, str]]:
-        return lambda: self._tried(url)
-
-    def _tried(self, url: str) -> tuple[bytes | None, str]:
+    def tried(self, url: str, gone: str = FAILED) -> tuple[bytes | None, str]:
+        """Bytes, or None and the reason; `gone` where the server says that there is nothing."""
         for attempt in range(self._config.retries + 1):
             try:
                 return self._once(url)
-            except (FileNotFoundError, PermissionError, ValueError, ImportError):
+            except FileNotFoundError:
+                return None, gone
+            except (PermissionError, ValueError, ImportError):
                 return None, FAILED
             except Exception as error:  # noqa: BLE001 servers and clients fail as they like; it is counted by row
-                if getattr(error, "status", None) in GONE:
-                    return None, FAILED
+                status = getattr(error, "status", None)
+                if status in LASTING:
+                    return None, gone if status in (404, 410) else FAILED
             if attempt < self._config.retries:
                 time.sleep(0.2 * 2**attempt * (0.5 + random.random() / 2))
         return None, FAILED
