@@ -25,7 +25,11 @@ from workflows.stack.environment import read
 from workflows.store_retries import PATIENCE
 
 STAGES = ("ingest", "encode", "shard")
-TASKS = {"ingest": "_Ingest", "encode": "Encoder", "shard": "_Join|_Write|Shuffle|Reduce|Hash"}
+TASKS = {
+    "ingest": r"ray::.*(_worked|_Ingest)",
+    "encode": r"ray::.*Encoder",
+    "shard": r"ray::.*(_Join|_Write|Shuffle|Reduce|Hash)",
+}
 """What the worker processes of a stage are named after."""
 TARS, IMAGES, PIXELS = 8, 6, 64
 BUILD_TIMEOUT_S = 420.0

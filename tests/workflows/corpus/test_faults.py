@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -92,7 +93,7 @@ def kill_things(stack: RunningStack, root: str, killed: list[str]) -> None:
     """An encoder actor when the first latents are there, the S3 server soon after; the server is started again."""
     wait_for(f"{root}/latents")
     for process in psutil.Process().children(recursive=True):
-        if TASKS["encode"] in " ".join(process.cmdline()):
+        if re.search(TASKS["encode"], " ".join(process.cmdline())):
             process.kill()
             killed.append("encoder")
             break
