@@ -115,6 +115,7 @@ class Site:
             mlflow=MlflowConfig(enabled=False), ray=RayConfig(num_cpus=2, object_store_mb=200), min_free_mb=0
         )
         self.environment: dict[str, str] = {}
+        self._drivers: list[Driver] = []
 
     def start(self) -> None:
         """The stack is up; what died is started again, its data as they were."""
@@ -122,7 +123,9 @@ class Site:
         self.environment = {**read(self.folder / "stack"), PATIENCE: "150"}
 
     def stop(self) -> None:
-        """Nothing is left of the stack."""
+        """Nothing is left of the stack, nor of drivers."""
+        for driver in self._drivers:
+            driver.kill()
         down(self.folder / "stack", purge=True)
 
     def root(self, name: str) -> str:
@@ -133,7 +136,8 @@ class Site:
         """Builds the corpus below the root `name`."""
         path = self.folder / f"{name}.yaml"
         path.write_text(json.dumps(self._corpus(name)))
-        return Driver(path, {**self.environment, **environment})
+        self._drivers.append(Driver(path, {**self.environment, **environment}))
+        return self._drivers[-1]
 
     def kill_store(self) -> None:
         """kill -9 of the S3 server, and its restart on the same data."""
