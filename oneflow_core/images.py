@@ -1,4 +1,4 @@
-"""Any picture as the square of pixels that a model reads: the same for a corpus and for a prompt."""
+"""Any picture as the pixels that a model reads: the same for a corpus and for a prompt."""
 
 from __future__ import annotations
 
@@ -21,13 +21,22 @@ def fit(image: Image, size: int) -> NDArray[np.uint8]:
 
     A picture that is an RGB square of that size already comes back bit by bit.
     """
+    return cover(image, size, size)
+
+
+def cover(image: Image, width: int, height: int) -> NDArray[np.uint8]:
+    """The largest centred part of `image`, upright, in RGB, of the sides' proportion: uint8 [height, width, 3].
+
+    A picture that is RGB and has these sides already comes back bit by bit.
+    """
     from PIL import Image as Images
 
     upright = opaque(image)
-    side = min(upright.size)
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    square = upright.crop((left, top, left + side, top + side))
-    return np.array(square.resize((size, size), Images.Resampling.BICUBIC), np.uint8)
+    across = max(1, min(upright.width, round(upright.height * width / height)))
+    down = max(1, min(upright.height, round(upright.width * height / width)))
+    left, top = (upright.width - across) // 2, (upright.height - down) // 2
+    part = upright.crop((left, top, left + across, top + down))
+    return np.array(part.resize((width, height), Images.Resampling.BICUBIC), np.uint8)
 
 
 def opaque(image: Image) -> Image:

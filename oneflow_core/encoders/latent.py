@@ -104,8 +104,10 @@ class LatentCodec:
         return dtype
 
     @torch.inference_mode()
-    def encode(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
+    def encode(self, images_NHWC: NDArray[np.uint8], at_once: int | None = None) -> Tensor:
         """Latents of uint8 images [N, H, W, 3]: float32 [N, C, H/downsample, W/downsample] on the CPU.
+
+        `at_once` images go through the network together; None: as many as usually suit the device.
 
         Raises:
             EncoderError: another layout or type, or a side that `downsample` does not divide.
@@ -117,7 +119,7 @@ class LatentCodec:
                 f"{width}x{height} pixels are no multiple of {self.downsample}; resize or pad first"
             )
         out = torch.empty(n, self.channels, height // self.downsample, width // self.downsample)
-        for rows in self._chunks(n, height * width):
+        for rows in self._chunks(n, height, width, at_once):
             pixels = torch.from_numpy(np.ascontiguousarray(images_NHWC[rows])).to(self.device)
             pixels = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).to(self.dtype)
             mean = self.vae.encode(pixels).latent_dist.mean.float()
@@ -138,15 +140,19 @@ class LatentCodec:
         n, _, h, w = latents_NChw.shape
         height, width = h * self.downsample, w * self.downsample
         out = np.empty((n, height, width, 3), np.uint8)
-        for rows in self._chunks(n, height * width):
+        for rows in self._chunks(n, height, width):
             raw = latents_NChw[rows].to(self.device, torch.float32) / self.scale + self.shift
             raw = raw.to(self.dtype).contiguous(memory_format=torch.channels_last)
             pixels = self.vae.decode(raw).sample.float().add(1.0).mul(127.5)
             out[rows] = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         return out
 
-    def _chunks(self, n: int, pixels: int) -> list[slice]:
-        step = max(1, CHUNK_PIXELS.get(self.device.type, CHUNK_PIXELS["cpu"]) // pixels)
+    def images_at_once(self, height: int, width: int) -> int:
+        """How many images of this size usually go through the network together."""
+        return max(1, CHUNK_PIXELS.get(self.device.type, CHUNK_PIXELS["cpu"]) // (height * width))
+
+    def _chunks(self, n: int, height: int, width: int, at_once: int | None = None) -> list[slice]:
+        step = at_once or self.images_at_once(height, width)
         return [slice(i, i + step) for i in range(0, n, step)]
 
 

@@ -107,13 +107,15 @@ class UnderstandingEncoder:
         write_name(Path(directory), self.name)
 
     @torch.inference_mode()
-    def encode(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
+    def encode(self, images_NHWC: NDArray[np.uint8], at_once: int | None = None) -> Tensor:
         """Patch features of uint8 images [N, H, W, 3], resized as the model asks: float32 [N, P, dim] on the CPU.
+
+        `at_once` images go through the network together; None: as many as usually suit the device.
 
         Raises:
             EncoderError: another layout or type.
         """
-        outputs = self._forward(images_NHWC, "last_hidden_state")
+        outputs = self._forward(images_NHWC, "last_hidden_state", at_once)
         return torch.cat(outputs) if outputs else torch.empty(0, self.patches, self.dim)
 
     @torch.inference_mode()
@@ -130,9 +132,15 @@ class UnderstandingEncoder:
         embedded = self._text_tower.model(input_ids=ids).pooler_output.float().cpu()
         return F.normalize(images, dim=-1) @ F.normalize(embedded, dim=-1).T
 
-    def _forward(self, images_NHWC: NDArray[np.uint8], output: str) -> list[Tensor]:
+    def images_at_once(self, height: int = 0, width: int = 0) -> int:
+        """How many images, of whatever size, usually go through the network together."""
+        return max(1, CHUNK_TOKENS.get(self.vision.device.type, CHUNK_TOKENS["cpu"]) // self.patches)
+
+    def _forward(
+        self, images_NHWC: NDArray[np.uint8], output: str, at_once: int | None = None
+    ) -> list[Tensor]:
         check_images(images_NHWC)
-        step = max(1, CHUNK_TOKENS.get(self.vision.device.type, CHUNK_TOKENS["cpu"]) // self.patches)
+        step = at_once or self.images_at_once()
         outputs = []
         for start in range(0, len(images_NHWC), step):
             inputs = self.preprocessing(images_NHWC[start : start + step])

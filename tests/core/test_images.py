@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneflow_core.images import BACKGROUND, fit
+from oneflow_core.images import BACKGROUND, cover, fit, upright_size
 
 
 def test_a_square_of_the_right_size_is_left_alone() -> None:
@@ -56,3 +56,26 @@ def test_exif_orientation_is_applied() -> None:
     image.save(buffer, "PNG", exif=exif)
     turned = fit(Image.open(io.BytesIO(buffer.getvalue())), 16)
     assert turned[:8].max() == 0 and turned[8:].min() == 255
+
+
+def test_a_size_of_another_aspect_keeps_the_centre() -> None:
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 50:250] = (200, 30, 10)
+    assert (cover(Image.fromarray(pixels), 64, 32) == (200, 30, 10)).all()
+    assert (cover(Image.fromarray(pixels.transpose(1, 0, 2)), 32, 64) == (200, 30, 10)).all()
+
+
+def test_a_picture_of_the_size_is_left_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+    assert np.array_equal(cover(Image.fromarray(pixels), 80, 48), pixels)
+
+
+def test_sides_are_told_upright() -> None:
+    import io
+
+    for orientation, size in ((1, (30, 20)), (3, (30, 20)), (6, (20, 30)), (8, (20, 30))):
+        image, exif = Image.new("RGB", (30, 20)), Image.Exif()
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", exif=exif)
+        assert upright_size(Image.open(io.BytesIO(buffer.getvalue()))) == size

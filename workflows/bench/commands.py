@@ -18,9 +18,11 @@ BENCHMARKS = {
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
     "faults": "workflows.bench.faults:run",
+    "encode": "workflows.bench.encode:run",
+    "rebuild": "workflows.bench.rebuild:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
 """Those that can measure a GPU."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""

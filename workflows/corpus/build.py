@@ -14,6 +14,7 @@ from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.holds import building
+from workflows.corpus.models import Models
 from workflows.corpus.parts import list_parts
 from workflows.corpus.units import Unit, list_units
 from workflows.corpus.verify import load_manifest
@@ -34,8 +35,10 @@ class BuildReport:
     """By stage; those that did not run are absent."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """Requests to the store that were tried again, by operation, those of workers included."""
+    done: Mapping[str, int] = field(default_factory=dict)
+    """How many files, documents, images, shards were made now."""
     reused: Mapping[str, int] = field(default_factory=dict)
-    """What was there from before and not made again: files, documents, images, shards."""
+    """How many of each had been made before."""
     cleaned: int | None = None
     """Texts that clean-up changed; None where ingest did not run."""
     ingested: Mapping[str, Account] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class BuildReport:
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
             "retries": dict(self.retries),
+            "done": dict(self.done),
             "reused": dict(self.reused),
         }
         if self.cleaned is not None:
@@ -63,6 +67,15 @@ class BuildReport:
             told |= {"shards": len(found.shards), "encoder": found.encoder}
             told |= {"refused": {s: dict(a.refused) for s, a in found.accounts.items()}}
         return told
+
+    def what(self) -> str:
+        """For people: what was made now, and what had been before."""
+        words = {"files": "ingested", "images": "encoded", "shards": "written"}
+        return "; ".join(
+            f"{word} {self.done[name]:,} {name}, {self.reused[name]:,} reused"
+            for name, word in words.items()
+            if name in self.done
+        )
 
 
 def run(config: CorpusConfig, stage: Stage | None = None, wait_s: float = 0.0) -> BuildReport:
@@ -95,22 +108,26 @@ def _nothing_to_do(config: CorpusConfig, begin: float) -> BuildReport | None:
 def _stages(config: CorpusConfig, stage: Stage | None, lease: Lease) -> BuildReport:
     manifest: Manifest | None = None
     seconds: dict[str, float] = {}
+    done: dict[str, int] = {}
     reused: dict[str, int] = {}
     cleaned, accounts = None, dict[str, Account]()
-    models: encode.Models | None = None
+    models: Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
             found = ingest.run(config)
             seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
             accounts = ingest.accounts(found.units)
+            done |= {"files": found.made, "documents": sum(a.kept for a in accounts.values()) - found.reused}
             reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
+            done["images"], reused["images"] = encoded.encoded, encoded.reused
         if stage in (None, "shard"):
-            sharded = shard.run(config, models, lease.check)
+            sharded = shard.run(config, models, check=lease.check)
             seconds["shard"], manifest = sharded.seconds, load_manifest(sharded.url)
-    return BuildReport(True, manifest, seconds, reused=reused, cleaned=cleaned, ingested=accounts)
+            done["shards"], reused["shards"] = len(manifest.shards) - sharded.reused, sharded.reused
+    return BuildReport(True, manifest, seconds, done=done, reused=reused, cleaned=cleaned, ingested=accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:

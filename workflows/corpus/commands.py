@@ -71,10 +71,12 @@ def build(
     manifest = report.manifest
     if manifest is not None:
         what = f"{manifest.totals.samples:,} documents in {len(manifest.shards)} shards"
-        done = f"built in {sum(report.seconds.values()):.1f} s" if report.made else "nothing to do"
+        seconds = f"built in {sum(report.seconds.values()):.1f} s: {report.what()}"
+        done = seconds if report.made else "nothing to do"
         typer.echo(f"{manifest.name}@{manifest.version}: {what} at {manifest.base}: {done}")
     else:
-        typer.echo(", ".join(f"{name} done in {seconds:.1f} s" for name, seconds in report.seconds.items()))
+        times = ", ".join(f"{name} done in {seconds:.1f} s" for name, seconds in report.seconds.items())
+        typer.echo(f"{times}: {report.what()}")
     if report.retries:
         told = ", ".join(f"{count:,} {operation}" for operation, count in report.retries.items())
         typer.echo(f"requests to the store that were tried again: {told}")

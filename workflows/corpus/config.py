@@ -12,6 +12,7 @@ from workflows.corpus.cleanup import CleanupConfig
 from workflows.corpus.denial import denial_digest
 from workflows.corpus.encode_config import EncodeConfig
 from workflows.corpus.fingerprint import fingerprint
+from workflows.corpus.frames import Frame
 from workflows.corpus.image_files import ALL, ImageFormat
 from workflows.corpus.selection_config import DuplicatesConfig
 from workflows.corpus.source_config import Name, SourceConfig
@@ -95,15 +96,19 @@ class CorpusConfig(Config):
         checks = [self.limits.model_dump(mode="json"), self.cleanup.model_dump(mode="json")]
         return _digest(["ingest", FORMAT, what, *checks])
 
+    def encode_digest(self) -> str:
+        """Digest of all in this config that decides what an image is encoded to, the batch aside."""
+        codec, encoder = self.encode.codec, self.encode.understanding
+        models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
+        return _digest(["encode", FORMAT, models, Frame.of(self.encode).name])
+
     def digest(self) -> str:
         """Digest of all in this config that decides the bytes of the shards: not where things lie, nor how fast."""
         sources = [s.model_dump(mode="json", exclude=_PLACES) for s in self.sources]
-        codec, encoder = self.encode.codec, self.encode.understanding
-        models = [fingerprint(codec, "latent_codec"), fingerprint(encoder, "understanding_encoder")]
-        shape = [self.encode.image_size, self.encode.batch_size, self.encode.part_images]
+        encode = [self.encode_digest(), self.encode.batch_size, self.encode.part_images, self.encode.part_mb]
         denied = denial_digest(self.filled(self.deny))
         rest = [c.model_dump(mode="json") for c in (self.limits, self.cleanup, self.duplicates, self.shard)]
-        return _digest(["corpus", FORMAT, self.name, sources, models, shape, rest, denied, self.seed])
+        return _digest(["corpus", FORMAT, self.name, sources, encode, rest, denied, self.seed])
 
 
 def _digest(value: Any) -> str:

@@ -20,6 +20,8 @@ Mask = NDArray[np.bool_]
 DIGEST = np.dtype([("high", "u8"), ("low", "u8")])
 """A digest of 16 bytes as numbers that numpy can order."""
 BITS = 64
+PAIRS = 2_000_000
+"""Most pairs of near hashes that are held at once."""
 
 
 def content_digest(document: Document) -> bytes:
@@ -69,11 +71,7 @@ def nearly_repeated(hashes: Hashes, groups: Hashes, distance: int) -> Mask:
     order = np.argsort(first)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    stays = bytearray(b"\1" * len(distinct))
-    for earlier, later in _pairs(distinct["low"][order], distinct["high"][order], distance):
-        if stays[earlier]:
-            stays[later] = 0
-    kept = np.frombuffer(stays, np.bool_)[place[which.ravel()]]
+    kept = _staying(distinct[order], distance)[place[which.ravel()]]
     is_first = np.zeros(len(hashes), np.bool_)
     is_first[first] = True
     found: Mask = ~(kept & is_first)
@@ -85,17 +83,64 @@ def _digest(value: object, size: int) -> bytes:
     return hashlib.blake2b(raw, digest_size=size).digest()
 
 
-def _pairs(hashes: Hashes, groups: Hashes, distance: int) -> Iterator[tuple[int, int]]:
-    """(i, j), i < j, of the same group within `distance`; ordered by j, so that i is decided before j is."""
+def _staying(hashes: NDArray[np.void], distance: int) -> Mask:
+    """Which of distinct hashes (`low`, of the group `high`) stay.
+
+    Where many are near each other their pairs are beyond number; then the first half is decided alone, and of the
+    second only what is not near what stays of the first is looked at. What is found is the same.
+    """
+    stays = np.zeros(len(hashes), np.bool_)
+    blocks = [np.arange(len(hashes))]
+    while blocks:
+        block = blocks.pop()
+        block = block[~_near(hashes[block], hashes[stays], distance)]
+        pairs = _pairs(hashes[block], distance)
+        if pairs is None:
+            blocks += [block[len(block) // 2 :], block[: len(block) // 2]]
+            continue
+        own = bytearray(b"\1" * len(block))
+        # Ordered by the later of the two, so that the earlier is decided.
+        for earlier, later in pairs:
+            if own[earlier]:
+                own[later] = 0
+        stays[block] = np.frombuffer(own, np.bool_)
+    return stays
+
+
+def _pairs(hashes: NDArray[np.void], distance: int) -> list[tuple[int, int]] | None:
+    """(i, j), i < j, of those of a group within `distance`, ordered by j; None where there are more than `PAIRS`."""
     size = len(hashes)
-    found = [np.zeros(0, np.uint64)]
+    found, count = [np.zeros(0, np.uint64)], 0
     for mask in _masks(size, distance) if size else ():
-        for i, j in _equal(_mixed(hashes & mask, groups)):
-            near = (np.bitwise_count(hashes[i] ^ hashes[j]) <= distance) & (groups[i] == groups[j])
+        for i, j in _equal(_keys(hashes, mask)):
+            near = _within(hashes[i], hashes[j], distance)
             low, high = np.minimum(i, j)[near], np.maximum(i, j)[near]
             found.append(high.astype(np.uint64) * np.uint64(size) + low.astype(np.uint64))
-    for pair in np.unique(np.concatenate(found)):
-        yield int(pair) % size, int(pair) // size
+            count += len(low)
+            if count > PAIRS and size > 1:
+                return None
+    later, earlier = np.divmod(np.unique(np.concatenate(found)), np.uint64(max(size, 1)))
+    return list(zip(earlier.tolist(), later.tolist(), strict=True))
+
+
+def _near(hashes: NDArray[np.void], others: NDArray[np.void], distance: int) -> Mask:
+    """Which of `hashes` are within `distance` of one of `others` of the same group."""
+    found = np.zeros(len(hashes), np.bool_)
+    for mask in _masks(len(hashes) + len(others), distance) if len(others) else ():
+        keys, theirs = _keys(hashes, mask), _keys(others, mask)
+        order = np.argsort(theirs)
+        at, end = (np.searchsorted(theirs[order], keys, side) for side in ("left", "right"))
+        rows = np.flatnonzero(~found & (at < end))
+        while len(rows):
+            found[rows] = _within(hashes[rows], others[order[at[rows]]], distance)
+            at[rows] += 1
+            rows = rows[~found[rows] & (at[rows] < end[rows])]
+    return found
+
+
+def _within(a: NDArray[np.void], b: NDArray[np.void], distance: int) -> Mask:
+    near: Mask = (np.bitwise_count(a["low"] ^ b["low"]) <= distance) & (a["high"] == b["high"])
+    return near
 
 
 def _masks(size: int, distance: int) -> Iterable[np.uint64]:
@@ -114,9 +159,9 @@ def _masks(size: int, distance: int) -> Iterable[np.uint64]:
     return [np.uint64(sum(chosen)) for chosen in combinations(bands, agreeing)]
 
 
-def _mixed(keys: Hashes, groups: Hashes) -> Hashes:
-    """One number of both; that others may fall on it too costs a comparison."""
-    mixed: Hashes = keys ^ (groups * np.uint64(0x9E3779B97F4A7C15))
+def _keys(hashes: NDArray[np.void], mask: np.uint64) -> Hashes:
+    """One number of the bits in `mask` and the group; that others may fall on it too costs a comparison."""
+    mixed: Hashes = (hashes["low"] & mask) ^ (hashes["high"] * np.uint64(0x9E3779B97F4A7C15))
     return mixed
 
 

@@ -146,12 +146,17 @@ def _of_image(filters: FiltersConfig, image: ImageSegment) -> Iterator[str]:
 
 
 def _value(columns: Mapping[str, Any], name: str) -> Any:
-    """The column of that name, or the field that its dots lead to; None where there is none."""
+    """The column of that name, or the field that its dots lead to; None where there is none.
+
+    `json.` at the start may stand, as in captions, for the sample's JSON, whose fields the columns are.
+    """
     if columns.get(name) is not None:
         return columns[name]
     value: Any = columns
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None and name.startswith("json."):
+        return _value(columns, name.removeprefix("json."))
     return value
 
 

@@ -1,6 +1,5 @@
 """Rows of a reader that may meet what it was not made for: then what came before, and a row that says so."""
 
-import errno
 import lzma
 import tarfile
 import zlib
@@ -12,12 +11,8 @@ import pyarrow as pa
 from workflows.corpus.sources import Draft, Refused
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import head
-from workflows.errors import OneFlowError
+from workflows.corpus.sources.stored import raise_if_ours
 
-MACHINE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
-)
-"""Errors of this machine, not of the file that is read."""
 DAMAGE = (
     OSError,
     EOFError,
@@ -40,11 +35,8 @@ def guarded(name: str, rows: Iterable[Draft | Refused]) -> Iterator[Draft | Refu
     """
     try:
         yield from rows
-    except OneFlowError:
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in MACHINE:
-            raise
+        raise_if_ours(error)
         yield Refused(name, _reason(error), head(f"{type(error).__name__}: {error}"))
 
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,24 +39,24 @@ class Found:
 def find_units(reader: Reader, pattern: str) -> Iterator[Found]:
     """What of `reader`'s format matches `pattern`, with the files that belong to each."""
     filesystem, fixed = open_fs(re.split(r"[*?{\[]", pattern)[0].rpartition("/")[0] or ".")
-    for paths in _batches(filesystem, pattern):
-        with explained(pattern):
-            files = _find(filesystem, paths)
-            mains = _mains(reader, files, paths)
-            around = _around(filesystem, reader, mains)
-            for main, members in mains.items():
-                parent = main.rpartition("/")[0]
-                infos = {m: files[m] for m in members} | _companions(filesystem, reader, main, around)
-                stored = tuple(_stored(filesystem, parent, p, i) for p, i in sorted(infos.items()))
-                name = _bare(filesystem, main).removeprefix(fixed).strip("/") or base_name(filesystem, main)
-                yield Found(name, _stem(reader, name), _url(filesystem, main), stored)
+    with explained(pattern):
+        paths = _paths(pattern)
+        files = _find(filesystem, paths)
+        mains = _mains(reader, files, paths)
+        around = _around(filesystem, reader, mains)
+        for main, members in mains.items():
+            parent = main.rpartition("/")[0]
+            infos = {m: files[m] for m in members} | _companions(filesystem, reader, main, around)
+            stored = tuple(_stored(filesystem, parent, p, i) for p, i in sorted(infos.items()))
+            name = _bare(filesystem, main).removeprefix(fixed).strip("/") or base_name(filesystem, main)
+            yield Found(name, _stem(reader, name), _url(filesystem, main), stored)
 
 
 def find_files(pattern: str) -> list[StoredFile]:
     """The files that match, or lie below directories that do, named by their last part."""
     filesystem, _ = open_fs(pattern)
     with explained(pattern):
-        found = {p: i for paths in _batches(filesystem, pattern) for p, i in _find(filesystem, paths).items()}
+        found = _find(filesystem, _paths(pattern))
         return [_stored(filesystem, p.rpartition("/")[0], p, i) for p, i in sorted(found.items())]
 
 
@@ -142,10 +143,9 @@ def _stem(reader: Reader, name: str) -> str:
     return parent + slash + same_stem(base, reader.main, "")[0] if reader.main else name
 
 
-def _batches(filesystem: AbstractFileSystem, pattern: str) -> list[list[str]]:
-    """The paths that braces stand for, to be looked up one after the other; at once where each is a request."""
-    paths = [open_fs(one)[1] for one in braceexpand(pattern)]
-    return [paths] if is_http(filesystem) else [[path] for path in paths]
+def _paths(pattern: str) -> list[str]:
+    """The paths that braces stand for."""
+    return [open_fs(one)[1] for one in braceexpand(pattern)]
 
 
 def _bare(filesystem: AbstractFileSystem, path: str) -> str:
@@ -154,18 +154,39 @@ def _bare(filesystem: AbstractFileSystem, path: str) -> str:
 
 def _find(filesystem: AbstractFileSystem, paths: list[str]) -> dict[str, Any]:
     """Files that match, and all files below directories that match."""
-    asked = [path for path in paths if is_http(filesystem) and not wild(filesystem, path)]
-    files = _probed(filesystem, asked) if asked else {}
-    for path in paths:
-        if wild(filesystem, path):
-            for match, info in filesystem.glob(path, detail=True).items():
-                files |= {match: info} if info["type"] == "file" else filesystem.find(match, detail=True)
-        elif not asked:
-            files |= filesystem.find(path, detail=True)
-        if not files and not is_http(filesystem):
-            # Matching passes over a bucket that does not exist; listing it tells.
-            filesystem.ls(path.split("/")[0] or "/")
+    patterns = [path for path in paths if wild(filesystem, path)]
+    named = [path for path in paths if not wild(filesystem, path)]
+    files = _probed(filesystem, named) if is_http(filesystem) else _named(filesystem, named)
+    for pattern in patterns:
+        for match, info in filesystem.glob(pattern, detail=True).items():
+            files |= {match: info} if info["type"] == "file" else filesystem.find(match, detail=True)
+    if not files and not is_http(filesystem):
+        # Matching passes over a bucket that does not exist; listing it tells.
+        filesystem.ls(paths[0].split("/")[0] or "/")
     return {path: info for path, info in files.items() if info["type"] == "file" or info.get("islink")}
+
+
+def _named(filesystem: AbstractFileSystem, paths: list[str]) -> dict[str, Any]:
+    """Those of `paths` that are there, and what is below them; of many, each directory is listed once."""
+    if len(paths) == 1:
+        found: dict[str, Any] = filesystem.find(paths[0], detail=True)
+        return found
+    there = _listed(filesystem, paths)
+    files: dict[str, Any] = {}
+    for path in paths:
+        info = there.get(path)
+        if info is not None:
+            files |= {path: info} if info["type"] == "file" else filesystem.find(path, detail=True)
+    return files
+
+
+def _listed(filesystem: AbstractFileSystem, paths: Iterable[str]) -> dict[str, Any]:
+    """What stands in the directories that `paths` are in."""
+    found: dict[str, Any] = {}
+    for parent in sorted({path.rpartition("/")[0] or "/" for path in paths}):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found |= {info["name"].rstrip("/"): info for info in filesystem.ls(parent, detail=True)}
+    return found
 
 
 def _probed(filesystem: AbstractFileSystem, paths: Iterable[str]) -> dict[str, Any]:
@@ -208,18 +229,15 @@ def _mains(reader: Reader, files: Listing, asked: list[str]) -> dict[str, list[s
 
 def _around(filesystem: AbstractFileSystem, reader: Reader, mains: Iterable[str]) -> dict[str, Any]:
     """What stands in the directories of the mains, where their companions may be."""
-    found: dict[str, Any] = {}
-    if is_http(filesystem):
-        asked = {
-            f"{main.rpartition('/')[0]}/{name}"
-            for main in mains
-            for name in reader.beside(base_name(filesystem, main))
-            if not name.endswith("/")
-        }
-        return _probed(filesystem, sorted(asked))
-    for parent in sorted({main.rpartition("/")[0] or "/" for main in mains}):
-        found |= {info["name"].rstrip("/"): info for info in filesystem.ls(parent, detail=True)}
-    return found
+    if not is_http(filesystem):
+        return _listed(filesystem, mains)
+    asked = {
+        f"{main.rpartition('/')[0]}/{name}"
+        for main in mains
+        for name in reader.beside(base_name(filesystem, main))
+        if not name.endswith("/")
+    }
+    return _probed(filesystem, sorted(asked))
 
 
 def _companions(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from oneflow_core.images import fit, opaque, upright_size
+from oneflow_core.images import cover, opaque, upright_size
 from workflows.corpus.config import LimitsConfig
 from workflows.corpus.image_files import OTHERS, Absurd, ImageFormat, format_of, holds_pixels, whole
 
@@ -52,16 +52,21 @@ def probe(data: bytes, limits: LimitsConfig) -> tuple[int, int]:
 
 
 def square(data: bytes, size: int) -> Square:
-    """The image as uint8 [size, size, 3]: upright by its EXIF, on white where transparent, centre-cropped, resized.
+    """The image as uint8 [size, size, 3]: as `framed`."""
+    return framed(data, (size, size))
+
+
+def framed(data: bytes, size: tuple[int, int], meant: Callable[[int, int], bool] | None = None) -> Square:
+    """The image as uint8 [height, width, 3]: upright by its EXIF, on white where transparent, cropped, resized.
 
     Palettes, greys of 1 to 16 bits and CMYK (of a JPEG: inverted, as Adobe has it and all follow) become RGB; 16 bits
     are scaled to 8; of an animation the first frame is taken; colour profiles are not applied; EXIF that is damaged
-    turns nothing. An image that is `size` squared already keeps its pixels.
+    turns nothing. An image that has the `size` already keeps its pixels.
 
     Raises:
-        PictureError: as `probe`.
+        PictureError: as `probe`; "image size" where `meant` says no to the upright sides.
     """
-    return _decoded(data, lambda image: _squared(image, size))
+    return _decoded(data, lambda image: _framed(image, size, meant))
 
 
 def small(data: bytes) -> Image.Image:
@@ -116,9 +121,11 @@ def _told_late(image: Image.Image, data: bytes) -> bool:
     return any(data.find(kind, pixels) >= 0 for kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
 
 
-def _squared(image: Image.Image, size: int) -> Square:
+def _framed(image: Image.Image, size: tuple[int, int], meant: Callable[[int, int], bool] | None) -> Square:
     _check_mode(image)
-    return fit(image, size)
+    if meant is not None and not meant(*upright_size(image)):
+        raise PictureError("image size")
+    return cover(image, *size)
 
 
 def _drafted(image: Image.Image) -> Image.Image:

@@ -21,8 +21,8 @@ from workflows.corpus.filters import FILTERED
 from workflows.corpus.gc import written
 from workflows.corpus.ingested import QUARANTINE, attempt_of
 from workflows.corpus.parts import list_parts, put_file, read_part
-from workflows.errors import UsageError
-from workflows.storage import explained, join, open_fs
+from workflows.errors import OneFlowError, UsageError
+from workflows.storage import exists, explained, join, open_fs
 
 Stage = Literal["ingest", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -56,7 +56,15 @@ class Part:
 
 
 def parts(root: str, stage: Stage | None = None) -> list[Part]:
-    """The parts that count, of one stage or of both."""
+    """The parts that count, of one stage or of both.
+
+    Raises:
+        OneFlowError: no corpus was ever ingested there.
+    """
+    if not any(exists(join(root, folder)) for folder in ("quarantine", "documents")):
+        raise OneFlowError(
+            f"corpus root {root}", "nothing is there", "name the root of the config, not a corpus"
+        )
     return [Part(s, url) for s in STAGES if stage in (None, s) for url in _current(root, s)]
 
 

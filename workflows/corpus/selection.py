@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oneflow_core.data.manifest import Account
+from workflows.corpus import refusals
 from workflows.corpus.accounts import closed
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.denial import denied, denied_rows
@@ -29,7 +30,15 @@ from workflows.errors import UsageError
 Codes = NDArray[np.uint8]
 T = TypeVar("T")
 TAKEN = 0
-REASONS = ("", "left out by share", "left out by weight", "duplicate", "near duplicate", "denied")
+REASONS = (
+    "",
+    "left out by share",
+    "left out by weight",
+    "duplicate",
+    "near duplicate",
+    "denied",
+    *refusals.REASONS,
+)
 """Code -> why a document is left out."""
 
 
@@ -62,23 +71,27 @@ class Selection:
         taken: Counter[str] = Counter()
         for number, unit in enumerate(units):
             taken[unit.unit.source] += int(self.taken(number).sum())
+        found: dict[str, Account] = {}
         left = self.left_out(units)
-        return {
-            source: closed(
-                f"source {source}", Account(read.read, taken[source], {**read.refused, **left[source]})
-            )
-            for source, read in accounts(units).items()
-        }
+        for source, account in accounts(units).items():
+            # Ingest and a later stage may have the same reason.
+            refused = Counter(account.refused) + left[source]
+            found[source] = closed(f"source {source}", Account(account.read, taken[source], dict(refused)))
+        return found
 
 
-def select(config: CorpusConfig, units: Sequence[UnitReport]) -> Selection:
-    """What is taken of the parts of `units`.
+def select(
+    config: CorpusConfig, units: Sequence[UnitReport], refused: refusals.Refusals | None = None
+) -> Selection:
+    """What is taken of the parts of `units`, without documents that name an image of `refused` (None: all that encode
+    has refused so far).
 
     Raises:
         UsageError: some sources have a weight and others have none.
         OneFlowError: near duplicates are looked for, and a unit was not hashed; an account that does not close.
     """
     codes = [np.zeros(unit.account.kept, np.uint8) for unit in units]
+    _without_refused(units, codes, refusals.Refusals.load(config) if refused is None else refused)
     _without_denied(config, units, codes)
     _without_duplicates(config, units, codes)
     _without_near_duplicates(config, units, codes)
@@ -99,7 +112,7 @@ def _without_denied(config: CorpusConfig, units: Sequence[UnitReport], codes: li
     """Leave out what a deny list names."""
     if not config.deny:
         return
-    entries = denied([url.replace("${root}", config.root) for url in config.deny])
+    entries = denied(config.filled(config.deny))
 
     def mark(place: int) -> None:
         found = denied_rows(read_part(units[place].url, ["doc_id", "images"]), entries)
@@ -162,6 +175,14 @@ def _fixed(column: pa.ChunkedArray, kind: np.dtype[Any]) -> NDArray[Any]:
 def _each(units: Sequence[UnitReport], read: Callable[[int], T]) -> list[T]:
     with ThreadPoolExecutor(READERS_AT_ONCE) as pool:
         return list(pool.map(read, range(len(units))))
+
+
+def _without_refused(units: Sequence[UnitReport], codes: list[Codes], refused: refusals.Refusals) -> None:
+    """Leave out documents that name an image that was refused."""
+    for place, unit in enumerate(units) if len(refused.images) else ():
+        found = refused.rows(read_part(unit.url, ["images"])["images"])
+        first = REASONS.index(refusals.REASONS[0])
+        codes[place][found >= 0] = first + found[found >= 0]
 
 
 def _thin(

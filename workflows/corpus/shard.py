@@ -5,283 +5,200 @@ same whatever machine wrote which, and Ray Data only has to bring the rows of a 
 """
 
 import hashlib
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from oneflow_core.data.manifest import LATEST_NAME, Input, Manifest, Part, ShardEntry, Totals
-from oneflow_core.data.reader import index_url
-from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.table import Table
-from oneflow_core.document import Document
 from workflows.corpus import ingest
-from workflows.corpus.cluster import Environment, cluster, cpus
+from workflows.corpus.batch import batch_urls
+from workflows.corpus.chunks import images_of
+from workflows.corpus.cluster import cluster
 from workflows.corpus.config import FORMAT, CorpusConfig
-from workflows.corpus.encode import Models, identify, images_of, load_stores
-from workflows.corpus.encoded import Store, read_encoded
+from workflows.corpus.digests import SHA256, Digests
+from workflows.corpus.encode import load_stores
+from workflows.corpus.encoded import Shape, Store
 from workflows.corpus.hashes import hashes_of
 from workflows.corpus.ingest import UnitReport
-from workflows.corpus.parts import read_part
-from workflows.corpus.progress import Progress
+from workflows.corpus.models import Models, identify
 from workflows.corpus.provenance import created_by
-from workflows.corpus.selection import Selection, order_of, select
+from workflows.corpus.refusals import Refusals
+from workflows.corpus.selection import Selection, select
+from workflows.corpus.shard_writing import Piece, Writing, Written, write
 from workflows.corpus.units import list_units
 from workflows.errors import OneFlowError
 from workflows.storage import join, put_atomic
 
 TAR_MEMBER_BYTES = 512 + 256
 """Header of a member, and padding on average."""
-ROWS = 512
-"""Documents that a task joins with their arrays and passes on at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What shard did."""
+    """What shard did; `reused` of the shards had been written by a run that did not finish."""
 
     url: str
     manifest: Manifest
+    reused: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of documents, which of its rows are taken, and the parts of arrays that these need."""
-
-    url: str
-    taken: NDArray[np.bool_]
-    latents: tuple[str, ...]
-    features: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     version: str
-    shards: int
-    pieces: tuple[_Piece, ...]
+    writing: Writing
     codec: str | None
     encoder: str | None
-    latent_shape: tuple[int, ...] | None
-    features_shape: tuple[int, ...] | None
+    latent_shapes: tuple[Shape, ...]
+    features_shape: Shape | None
+    quarantine: tuple[str, ...]
+    """URLs of the parts of what encode refused of these inputs."""
+    batches: tuple[str, ...]
+    """URLs of the batches that were found by trial."""
 
 
 def run(
-    config: CorpusConfig, models: Models | None = None, check: Callable[[], None] = lambda: None
+    config: CorpusConfig,
+    models: Models | None = None,
+    partitions: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> ShardReport:
     """Write the shards of this version, then its manifest, then point `latest` at it.
 
-    `models` are the ids of codec and encoder where they are known already: to load both only for that takes time.
-    `check` is called before anything becomes visible, and raises where another process builds the corpus now.
+    `models` are the ids of codec and encoder where they are known already; `partitions` those of the shuffle, which
+    change no byte. `check` is called before anything becomes visible, and raises where another process builds the
+    corpus now.
 
     Raises:
         OneFlowError: a source that was not ingested, an image that was not encoded.
     """
     begin = time.monotonic()
     units = ingest.reports(config, list_units(config))
-    selection = select(config, units)
+    refusals = Refusals.load(config)
+    selection = select(config, units, refusals)
+    plan = _plan(config, units, selection, refusals, models)
+    url = plan.writing.url
     with cluster():
-        plan = _plan(config, units, selection, models)
-        url = join(config.root, "shards", config.name, plan.version)
-        entries, licences = _write(config, plan, url)
-    manifest = _manifest(config, units, selection, plan, entries, licences)
+        written = write(plan.writing, partitions)
+    manifest = _manifest(config, units, selection, plan, written)
     for name, data in manifest.files().items():
         check()
         put_atomic(join(url, name), data)
     check()
     put_atomic(join(config.root, "shards", config.name, LATEST_NAME), f"{plan.version}\n".encode())
-    return ShardReport(url, manifest, time.monotonic() - begin)
+    return ShardReport(url, manifest, written.reused, time.monotonic() - begin)
 
 
 def _plan(
-    config: CorpusConfig, units: Sequence[UnitReport], selection: Selection, models: Models | None
+    config: CorpusConfig,
+    units: Sequence[UnitReport],
+    selection: Selection,
+    refusals: Refusals,
+    models: Models | None,
 ) -> _Plan:
     if models is None:
         models = identify(config) if any(unit.images for unit in units) else (None, None)
-    latents, features = load_stores(config, *models)
-    pieces, used = [], set[str]()
-    for number, unit in enumerate(units):
-        taken = selection.taken(number)
-        images = set(images_of(unit, taken))
-        used |= images
-        pieces.append(_piece(unit, taken, sorted(images), latents, features))
-    version = _version(config, units, used, (latents, features))
-    shapes = latents.shape(), features.shape()
-    count = _shards(config, units, selection, shapes)
-    return _Plan(version, count, tuple(pieces), latents.model, features.model, *shapes)
+    stores = load_stores(config, *models)
+    held = [images_of(unit, selection.taken(number)) for number, unit in enumerate(units)]
+    pieces = [
+        _piece(unit, selection.taken(number), images, stores)
+        for number, (unit, images) in enumerate(zip(units, held, strict=True))
+    ]
+    used = np.unique(np.concatenate([np.empty(0, SHA256), *held]))
+    version = _version(config, units, used, stores)
+    shapes = [store.shapes_of(used) if store.model is not None else {} for store in stores]
+    sizes = _Sizes.of(units, selection, [_mean_bytes(found) for found in shapes if found])
+    url = join(config.root, "shards", config.name, version)
+    writing = Writing(
+        url,
+        sizes.shards(config),
+        tuple(pieces),
+        config.seed,
+        sizes.bytes,
+        round(sizes.documents),
+        sizes.image_bytes,
+    )
+    every = [images_of(unit, np.ones(unit.account.kept, np.bool_)) for unit in units if len(refusals.images)]
+    refused = refusals.parts_of(np.concatenate([np.empty(0, SHA256), *every]))
+    codec, encoder = (store.model for store in stores)
+    features = next(iter(shapes[1]), None)
+    return _Plan(
+        version,
+        writing,
+        codec,
+        encoder,
+        tuple(sorted(shapes[0])),
+        features,
+        tuple(refused),
+        batch_urls(config, stores),
+    )
 
 
-def _piece(
-    unit: UnitReport, taken: NDArray[np.bool_], images: Sequence[str], latents: Store, features: Store
-) -> _Piece:
-    for store in (latents, features):
-        missing = [s for s in images if store.model is not None and s not in store.places]
+def _piece(unit: UnitReport, taken: NDArray[np.bool_], images: Digests, stores: Sequence[Store]) -> Piece:
+    for store in stores:
+        missing = 0 if store.model is None else int((~store.has(images)).sum())
         if missing:
-            cause = f"{len(missing)} of its images have no {store.kind} by {store.model}"
+            cause = f"{missing} of its images have no {store.kind} by {store.model}"
             raise OneFlowError(unit.unit.main, cause, "run oneflow corpus build with --stage encode")
-    stored = [tuple(s.parts_of(images)) if s.model is not None else () for s in (latents, features)]
-    return _Piece(unit.url, taken, *stored)
+    latents, features = (tuple(s.parts_of(images)) if s.model is not None else () for s in stores)
+    return Piece(unit.url, taken, latents, features)
 
 
 def _version(
-    config: CorpusConfig, units: Sequence[UnitReport], images: set[str], stores: Sequence[Store]
+    config: CorpusConfig, units: Sequence[UnitReport], images: Digests, stores: Sequence[Store]
 ) -> str:
-    """Digest of the config, of the inputs' content and of the arrays as stored: what decides the shards' bytes."""
+    """Digest of the config, of the inputs' content and of the arrays as stored: what decides the shards' bytes.
+
+    `images` are sorted."""
     digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
         digest.update(f"{unit.documents_sha256}\n".encode())
+    digest.update(images.tobytes())
     for store in stores:
         digest.update(f"{store.kind}:{store.model}\n".encode())
         if store.model is not None:
-            for sha256 in sorted(images):
-                digest.update(f"{sha256}:{store.places[sha256][1]}\n".encode())
+            digest.update(store.digests_of(images).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _shards(
-    config: CorpusConfig,
-    units: Sequence[UnitReport],
-    selection: Selection,
-    shapes: Sequence[tuple[int, ...] | None],
-) -> int:
-    arrays = [128 + 2 * int(np.prod(shape)) + TAR_MEMBER_BYTES for shape in shapes if shape is not None]
-    size = documents = 0.0
-    for number, unit in enumerate(units):
-        share = float(selection.taken(number).mean()) if unit.account.kept else 0.0
-        own = unit.document_bytes + unit.account.kept * TAR_MEMBER_BYTES
-        size += share * (own + unit.images * sum(arrays))
-        documents += share * unit.account.kept
-    wanted = max(-(-size // config.shard.target_bytes), config.shard.minimum)
-    return max(1, int(min(wanted, documents)))
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What the taken documents come to, about."""
+
+    bytes: float
+    documents: float
+    image_bytes: float
+
+    @classmethod
+    def of(cls, units: Sequence[UnitReport], selection: Selection, arrays: Sequence[float]) -> "_Sizes":
+        """`arrays` are the mean bytes of the arrays of an image, by kind."""
+        size = documents = 0.0
+        image = sum(128 + TAR_MEMBER_BYTES + own for own in arrays)
+        for number, unit in enumerate(units):
+            share = float(selection.taken(number).mean()) if unit.account.kept else 0.0
+            own = unit.document_bytes + unit.account.kept * TAR_MEMBER_BYTES
+            size += share * (own + unit.images * image)
+            documents += share * unit.account.kept
+        return cls(size, documents, sum(arrays))
+
+    def shards(self, config: CorpusConfig) -> int:
+        """How many shards that makes."""
+        wanted = max(-(-self.bytes // config.shard.target_bytes), config.shard.minimum)
+        return max(1, int(min(wanted, self.documents)))
 
 
-def _write(config: CorpusConfig, plan: _Plan, url: str) -> tuple[list[ShardEntry], Counter[str]]:
-    """The shards written to `url`; with samples by licence."""
-    import ray.data
-
-    progress = Progress("shard", plan.shards, "shards")
-    environment = Environment.of_driver()
-    context = ray.data.DataContext.get_current()
-    usual, context.shuffle_strategy = context.shuffle_strategy, ray.data.context.ShuffleStrategy.SHUFFLE_V2
-    rows = ray.data.from_items(
-        [{"piece": i} for i in range(len(plan.pieces))], override_num_blocks=len(plan.pieces)
-    )
-    joined = rows.map_batches(_Join(config, plan, environment), batch_size=1, batch_format="pyarrow")
-    grouped = joined.groupby("shard", num_partitions=min(plan.shards, 4 * cpus()))
-    written = grouped.map_groups(_Write(url, environment).__call__, batch_format="pyarrow")
-    entries: list[ShardEntry] = []
-    licences = Counter[str]()
-    try:
-        for row in written.iter_rows():
-            entries.append(ShardEntry(**json.loads(row["entry"])))
-            licences.update(json.loads(row["licences"]))
-            progress.add(1)
-    finally:
-        context.shuffle_strategy = usual
-    documents, size = sum(e.samples for e in entries), sum(e.bytes for e in entries)
-    progress.finish(f"{documents:,} documents, {size / 1e6:,.1f} MB")
-    return sorted(entries, key=lambda entry: entry.name), licences
-
-
-SHUFFLED = pa.schema(
-    [
-        ("shard", pa.int64()),
-        ("order", pa.uint64()),
-        ("document", pa.string()),
-        ("latents", pa.list_(pa.binary())),
-        ("features", pa.list_(pa.binary())),
-        ("text_bytes", pa.int64()),
-        ("latent_shape", pa.list_(pa.int32())),
-        ("features_shape", pa.list_(pa.int32())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class _Join:
-    """Rows of a part of documents with their arrays, and with the shard and place they belong to."""
-
-    config: CorpusConfig
-    plan: _Plan
-    environment: Environment
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        self.environment.apply()
-        piece = self.plan.pieces[batch["piece"][0].as_py()]
-        documents = read_part(piece.url).filter(pa.array(piece.taken))
-        images = {s for row in documents["images"].to_pylist() for s in row}
-        arrays = [read_encoded(parts, images) for parts in (piece.latents, piece.features)]
-        for start in range(0, documents.num_rows, ROWS):
-            rows = documents.slice(start, ROWS).to_pylist()
-            yield pa.Table.from_pylist([self._row(row, arrays) for row in rows], SHUFFLED)
-
-    def _row(self, row: Mapping[str, Any], arrays: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        order = order_of(self.config.seed, row["doc_id"])
-        latents, features = ([found[s].tobytes() for s in row["images"] if found] for found in arrays)
-        return {
-            "shard": order * self.plan.shards >> 64,
-            "order": order,
-            "document": row["document"],
-            "latents": latents,
-            "features": features,
-            "text_bytes": row["text_bytes"],
-            "latent_shape": self.plan.latent_shape,
-            "features_shape": self.plan.features_shape,
-        }
-
-
-@dataclass(frozen=True)
-class _Write:
-    """All rows of one shard into its tar and index."""
-
-    url: str
-    environment: Environment
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        self.environment.apply()
-        rows = rows.sort_by([("order", "ascending"), ("document", "ascending")])
-        samples = [_sample(row) for row in rows.to_pylist()]
-        shard = write_shard(samples)
-        index = shard.index.to_bytes()
-        name = f"shard-{rows['shard'][0].as_py():06d}.tar"
-        put_atomic(join(self.url, name), shard.data)
-        put_atomic(join(self.url, index_url(name)), index)
-        entry = {
-            "name": name,
-            "samples": len(samples),
-            "images": sum(len(s.latents) for s in samples),
-            "text_bytes": sum(rows["text_bytes"].to_pylist()),
-            "bytes": len(shard.data),
-            "sha256": shard.sha256,
-            "index_sha256": hashlib.sha256(index).hexdigest(),
-        }
-        licences = Counter(s.document.licence for s in samples)
-        columns = {"entry": entry, "licences": licences}
-        return pa.table({name: [json.dumps(value)] for name, value in columns.items()})
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:
-    arrays = [
-        tuple(np.frombuffer(data, "<f2").reshape(row[shape]) for data in row[kind])
-        for kind, shape in (("latents", "latent_shape"), ("features", "features_shape"))
-    ]
-    return Sample(Document.from_json(json.loads(row["document"])), *arrays)
+def _mean_bytes(shapes: dict[Shape, int]) -> float:
+    return sum(2 * int(np.prod(shape)) * count for shape, count in shapes.items()) / sum(shapes.values())
 
 
 def _manifest(
-    config: CorpusConfig,
-    units: Sequence[UnitReport],
-    selection: Selection,
-    plan: _Plan,
-    entries: Sequence[ShardEntry],
-    licences: Mapping[str, int],
+    config: CorpusConfig, units: Sequence[UnitReport], selection: Selection, plan: _Plan, written: Written
 ) -> Manifest:
     return Manifest(
         name=config.name,
@@ -291,18 +208,19 @@ def _manifest(
         parts=Table.of(Part, map(Part, _parts(config, units, plan))),
         codec=plan.codec,
         encoder=plan.encoder,
-        latent_shapes=() if plan.latent_shape is None else (cast(tuple[int, int, int], plan.latent_shape),),
+        latent_shapes=tuple(cast(tuple[int, int, int], shape) for shape in plan.latent_shapes),
         features_shape=cast(tuple[int, int] | None, plan.features_shape),
-        shards=Table.of(ShardEntry, entries),
-        totals=Totals.of(entries),
-        licences=dict(licences),
+        shards=Table.of(ShardEntry, written.entries),
+        totals=Totals.of(written.entries),
+        licences=dict(written.licences),
         accounts=selection.accounts(units),
     )
 
 
 def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> list[str]:
     """Paths below the root of all that the version was made from, and of what was refused on the way."""
-    used = {url for piece in plan.pieces for url in (piece.url, *piece.latents, *piece.features)}
+    used = {url for piece in plan.writing.pieces for url in (piece.url, *piece.latents, *piece.features)}
     refused = {unit.quarantine for unit in units if unit.account.refused}
     hashed = {hashes_of(unit.url) for unit in units if config.duplicates.near != "off"}
-    return sorted(url.removeprefix(config.root).lstrip("/") for url in used | refused | hashed)
+    found = used | refused | hashed | set(plan.quarantine) | set(plan.batches)
+    return sorted(url.removeprefix(config.root).lstrip("/") for url in found)

@@ -1,12 +1,16 @@
-"""A Ray of two CPUs for the tests of the corpus jobs."""
+"""A Ray of two CPUs for the tests of the corpus jobs; or tasks of ingest without one."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
+from workflows.corpus import ingest, retry
 from workflows.corpus.cluster import start_local
+from workflows.corpus.units import Unit
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +25,15 @@ def local_ray() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tasks_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units are ingested in this process, one after the other."""
+
+    def each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterator[tuple[Unit, Any]]:
+        yield from ((unit, work(unit)) for unit in units)
+
+    monkeypatch.setattr(ingest, "each", each)
+    for module in (ingest, retry):
+        monkeypatch.setattr(module, "cluster", nullcontext)

@@ -36,7 +36,7 @@ def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     data = stream.getvalue()
-    path.write_bytes(gzip.compress(data) if path.suffix in {".gz", ".tgz"} else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix in {".gz", ".tgz"} else data)
     return path
 
 

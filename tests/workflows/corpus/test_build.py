@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,12 @@ from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.table import Table
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from workflows.corpus import build
+from workflows.corpus import shard as shard_job
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.inspection import inspect, render
+from workflows.corpus.quarantine import Wanted, summary
+from workflows.corpus.retry import retry
+from workflows.corpus.tally import tallied
 from workflows.corpus.verify import verify
 from workflows.errors import OneFlowError, Refused
 
@@ -250,3 +255,128 @@ def test_an_error_in_a_task_is_told_as_such(tmp_path: Path) -> None:
     config = corpus(tmp_path, encode={"codec": {"name": str(tmp_path / "no-codec")}})
     with pytest.raises(OneFlowError, match=r"encode\.codec .*no-codec"):
         build.run(config)
+
+
+def test_the_partitions_of_the_shuffle_change_no_byte(whole: Whole, tmp_path: Path) -> None:
+    for partitions in (1, 3):
+        root = tmp_path / str(partitions)
+        shutil.copytree(whole.folder, root, ignore=shutil.ignore_patterns("shards"))
+        shard_job.run(mixed(root, whole.raw), partitions=partitions)
+        assert tree(root, "shards") == tree(whole.folder, "shards")
+
+
+def test_shards_of_a_run_that_did_not_finish_are_not_written_again(whole: Whole, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(whole.folder, root)
+    base = root / "shards" / "test" / whole.manifest.version
+    for lost in (base / "manifest.json", base.parent / "latest", base / "shard-000001.index.json"):
+        lost.unlink()
+    cut = base / "shard-000002.tar"
+    cut.write_bytes(cut.read_bytes()[:20_000])
+    before = {path: path.stat().st_mtime_ns for path in base.glob("shard-*.tar")}
+    report = build.run(mixed(root, whole.raw))
+    count = len(whole.manifest.shards)
+    assert report.done == {"files": 0, "images": 0, "shards": 2}
+    assert report.reused == {"files": 3, "images": 40, "shards": count - 2}
+    assert "written 2 shards" in report.what() and "encoded 0 images, 40 reused" in report.what()
+    assert tree(root, "shards") == tree(whole.folder, "shards")
+    written = {path.name for path, at in before.items() if path.stat().st_mtime_ns != at}
+    assert written == {"shard-000001.tar", "shard-000002.tar"}
+
+
+@pytest.mark.timeout(600)
+def test_an_encoder_that_is_killed_is_started_again(whole: Whole, tmp_path: Path) -> None:
+    """Ray starts another one, which does the chunk again: the bytes of a build in which nobody died."""
+    import psutil
+
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                if "Encoder" in process.name() or "Encoder" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+            time.sleep(0.02)
+
+    shutil.copytree(whole.folder, tmp_path / "root", ignore=shutil.ignore_patterns("shards", "latents"))
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        built(build.run(mixed(tmp_path / "root", whole.raw)))
+    finally:
+        killer.join()
+    assert killed
+    assert tree(tmp_path / "root", "latents", "shards") == tree(whole.folder, "latents", "shards")
+
+
+def test_buckets(tmp_path: Path) -> None:
+    """Pictures keep their aspect, about; latents have several shapes, features one; the parts do not mix."""
+    sizes = [(64, 64), (200, 100), (100, 220), (90, 60), (60, 90), (640, 60)]
+    members = [(f"{i}.png", png(i, size)) for i, size in enumerate(sizes)]
+    texts = [(f"{i}.txt", f"{w}x{h}".encode()) for i, (w, h) in enumerate(sizes)]
+    tar(tmp_path / "raw" / "a.tar", sorted(members + texts))
+    settings = {"encode": {"buckets": {"step": 16, "max_aspect": 2}, "actors": 1}, "shard": {"minimum": 2}}
+    manifest = built(build.run(corpus(tmp_path, **settings)))
+    assert set(manifest.latent_shapes) == {(16, 8, 8), (16, 6, 10), (16, 10, 6)}
+    assert manifest.features_shape is not None and manifest.latent_shape is None
+    assert verify(manifest.base, deep=True).samples == len(sizes)
+    wide, square, tall = (16, 6, 10), (16, 8, 8), (16, 10, 6)
+    meant = dict(zip((f"{w}x{h}" for w, h in sizes), (square, wide, tall, wide, tall, wide), strict=True))
+    assert {s.document.texts[0].text: s.latents[0].shape for s in samples_of(manifest)} == meant
+    (codec,) = (tmp_path / "latents").iterdir()
+    assert [folder.name for folder in codec.iterdir()] == ["64px-b16-a2"]
+
+
+def test_a_count_from_the_cluster_is_told(local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    with tallied("shard", 100, "documents", every=0.05, least=0) as tally:
+        assert tally is not None
+        add = ray.remote(lambda: tally.add(10))
+        ray.get([add.remote() for _ in range(10)])
+        deadline = time.monotonic() + 60
+        told = ""
+        while "100 of 100 documents" not in told and time.monotonic() < deadline:
+            time.sleep(0.05)
+            told += capsys.readouterr().err
+    assert "100 of 100 documents" in told
+    with tallied("shard", 100, "documents") as little:
+        assert little is None
+
+
+def rewritten(root: Path, *texts: str) -> CorpusConfig:
+    """A file of texts beside one that never changes; written again, in place, its listing stays as it was."""
+    jsonl(root / "b.jsonl", [{"text": "other"}])
+    path = root / "a.jsonl"
+    stat = path.stat() if path.exists() else None
+    jsonl(path, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    for file in ("a", "b"):
+        os.utime(root / f"{file}.jsonl", ns=(10**18, 10**18))
+    assert stat is None or path.stat().st_size == stat.st_size
+    source = {"name": "some-texts", "format": "jsonl", "urls": ["${root}/{a,b}.jsonl"]}
+    return corpus(root, {**source, "filters": {"deny_text": ["not"]}})
+
+
+def test_retry_and_the_build_after_it(tmp_path: Path) -> None:
+    """A file mended in place keeps its listing; what came out makes another version, and nothing else does."""
+    config = rewritten(tmp_path, "one", "    ", "    ", "not!")
+    before = build.run(config).manifest
+    assert before is not None and before.totals.samples == 2 and build.finished(config) == before
+    same = retry(config, Wanted())
+    assert (same.files, same.recovered, same.still) == (1, 0, {"text empty": 2, "filtered: text": 1})
+    assert build.finished(config) == before, "nothing came out otherwise"
+    rewritten(tmp_path, "one", "two ", "    ", "now!")
+    assert build.finished(config) == before, "listings do not tell"
+    found = retry(config, Wanted(source="some-texts", reason="text"))
+    assert (found.files, found.recovered, found.still, found.new) == (1, 2, {"text empty": 1}, 0)
+    assert build.finished(config) is None
+    report = build.run(config)
+    after = report.manifest
+    assert after is not None and after.totals.samples == 4 and after.version != before.version
+    assert report.reused["files"] == 2 and after.accounts["some-texts"].refused == {"text empty": 1}
+    assert summary(str(tmp_path), Wanted()).total() == 1
+    assert build.finished(config) == after
+    again = retry(config, Wanted(reason="filtered"))
+    assert again.files == 0 and build.finished(config) == after

@@ -84,6 +84,6 @@ def test_what_is_no_text() -> None:
 
 
 def test_a_run_of_accents_takes_no_time_to_speak_of() -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     cleaned("a" + "\u0301\u0327" * (LIMIT // 4 - 1), USUAL, LIMIT)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

@@ -8,13 +8,14 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from oneflow_core.document import Document, ImageSegment, TextSegment
 from tests.reference import shared
 from tests.workflows.corpus.inputs import corpus, encoded, jsonl, png, tar
+from workflows.corpus import duplicates
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.duplicates import (
     DIGEST,
@@ -56,11 +57,13 @@ def similar(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return hashes, groups
 
 
-@settings(max_examples=150)
-@given(similar(), st.integers(0, 16))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(similar(), st.integers(0, 16), st.sampled_from([0, 3, 20, duplicates.PAIRS]))
 def test_near_duplicates_are_those_that_comparing_all_finds(
-    drawn: tuple[list[int], list[int]], distance: int
+    monkeypatch: pytest.MonkeyPatch, drawn: tuple[list[int], list[int]], distance: int, pairs: int
 ) -> None:
+    """Also where more pairs are near than may be held at once."""
+    monkeypatch.setattr(duplicates, "PAIRS", pairs)
     hashes, groups = drawn
     found = nearly_repeated(np.array(hashes, np.uint64), np.array(groups, np.uint64), distance)
     assert found.tolist() == by_comparing_all(hashes, groups, distance)
@@ -77,6 +80,16 @@ def test_near_duplicates_of_many(size: int) -> None:
     hashes = np.concatenate([plain, plain[: len(flips)] ^ flips])
     found = nearly_repeated(hashes, np.zeros(len(hashes), np.uint64), 4)
     assert found[size:].all() and not found[:size].any()
+
+
+def test_a_crowd_of_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to set three of 32 bits: four million pairs within 4 among 5,000 hashes, few of them held at once."""
+    monkeypatch.setattr(duplicates, "PAIRS", 100_000)
+    bits = np.array(list(itertools.combinations(range(32), 3)), np.uint64)
+    hashes = np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
+    kept = hashes[~nearly_repeated(hashes, np.zeros(len(hashes), np.uint64), 4)]
+    # Two that share a bit are within 4: what stays shares none, and no three bits are left for another.
+    assert kept[0] == hashes[0] and np.bitwise_count(np.bitwise_or.reduce(kept)) == 3 * len(kept) == 30
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))

@@ -1,5 +1,7 @@
 """Filters: against rules written out again here, row by row, and how they are counted."""
 
+import json
+import tarfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from oneflow_core.document import ImageSegment
+from tests.reference import shared
 from tests.workflows.corpus.inputs import corpus, jsonl, png, tar
 from workflows.corpus import ingest
 from workflows.corpus.documents import document_of
@@ -60,6 +63,8 @@ def test_sides_and_aspect(width: int, height: int, low: int, more: int) -> None:
         ({"scores": {"p": {"max": 0.5}}}, {"p": "high"}, "filter: column p is no number"),
         ({"scores": {"a.b": {"max": 1}}}, {"a": {"b": 0}}, ""),
         ({"scores": {"a.b": {"max": 1}}}, {"a.b": 2}, "filtered: score a.b"),
+        ({"scores": {"json.a.b": {"max": 1}}}, {"a": {"b": 2}}, "filtered: score json.a.b"),
+        ({"scores": {"json.c": {"max": 1}}}, {"json": {"c": 0}, "c": 9}, ""),
         ({"scores": {"a.b": {"max": 1}}}, {"a": 3}, "filter: no column a.b"),
     ],
 )
@@ -168,3 +173,25 @@ def test_a_column_that_no_row_has_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ingest, "cluster", nullcontext)
     with pytest.raises(OneFlowError, match="name the column lang, which none of its 4 rows has"):
         ingest.run(config)
+
+
+def test_filters_over_what_img2dataset_wrote(tmp_path: Path) -> None:
+    """Against the downloader's own JSON, read here with nothing but tarfile."""
+    path = next(iter(sorted(shared("img2dataset_output").rglob("*.tar"))))
+    with tarfile.open(path) as archive:
+        members = {m.name: archive.extractfile(m) for m in archive}
+        rows = [json.load(stream) for name, stream in members.items() if stream and name.endswith(".json")]
+    meant = [
+        r
+        for r in rows
+        if r["similarity"] >= 0.5 and r["nsfw"] == "UNLIKELY" and len(r["caption"].split()) >= 2
+    ]
+    wanted = {"scores": {"similarity": {"min": 0.5}}, "allow": {"nsfw": ["UNLIKELY"]}, "words": {"min": 2}}
+    source = {"name": "s", "format": "webdataset", "urls": [str(path)], "filters": wanted}
+    config = corpus(tmp_path, {**source, "caption": "{json.caption}"})
+    (unit,) = list_units(config)
+    account = ingest.ingest_unit(config, unit)
+    assert 0 < account.kept == len(meant) < len(rows)
+    assert sum(n for reason, n in account.refused.items() if reason.startswith("filtered")) == len(
+        rows
+    ) - len(meant)

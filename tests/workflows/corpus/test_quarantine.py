@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
 from workflows import cli
-from workflows.corpus import build, ingest
+from workflows.corpus import ingest
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.parts import list_parts, write_part
 from workflows.corpus.quarantine import Wanted, export, first, summary, tables
@@ -146,46 +146,12 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     outside = {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in (path, *path.parents)}
     assert outside == before, "a key that leads up leads nowhere"
     assert oneflow(capsys, "export", str(root), "--out", "x.csv")[0] == 2
+    code, out = oneflow(capsys, "retry", str(file), "--stage", "encode", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["recovered"] == 0
+    assert oneflow(capsys, "list", str(tmp_path / "none"))[0] == 1
 
 
-def rows(root: Path, *texts: str) -> CorpusConfig:
-    """A file of texts beside one that never changes; written again, in place, its listing stays as it was."""
-    jsonl(root / "b.jsonl", [{"text": "other"}])
-    path = root / "a.jsonl"
-    stat = path.stat() if path.exists() else None
-    jsonl(path, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
-    for file in ("a", "b"):
-        os.utime(root / f"{file}.jsonl", ns=(10**18, 10**18))
-    assert stat is None or path.stat().st_size == stat.st_size
-    source = {"name": "some-texts", "format": "jsonl", "urls": ["${root}/{a,b}.jsonl"]}
-    return corpus(root, {**source, "filters": {"deny_text": ["not"]}})
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_retry_and_the_build_after_it(tmp_path: Path) -> None:
-    """A file mended in place keeps its listing; what came out makes another version, and nothing else does."""
-    config = rows(tmp_path, "one", "    ", "    ", "not!")
-    before = build.run(config).manifest
-    assert before is not None and before.totals.samples == 2 and build.finished(config) == before
-    same = retry(config, ALL)
-    assert (same.files, same.recovered, same.still) == (1, 0, {"text empty": 2, "filtered: text": 1})
-    assert build.finished(config) == before, "nothing came out otherwise"
-    rows(tmp_path, "one", "two ", "    ", "now!")
-    assert build.finished(config) == before, "listings do not tell"
-    found = retry(config, Wanted(source="some-texts", reason="text"))
-    assert (found.files, found.recovered, found.still, found.new) == (1, 2, {"text empty": 1}, 0)
-    assert build.finished(config) is None
-    report = build.run(config)
-    after = report.manifest
-    assert after is not None and after.totals.samples == 4 and after.version != before.version
-    assert report.reused["files"] == 2 and after.accounts["some-texts"].refused == {"text empty": 1}
-    assert summary(str(tmp_path), ALL).total() == 1
-    assert build.finished(config) == after
-    again = retry(config, Wanted(reason="filtered"))
-    assert again.files == 0 and build.finished(config) == after
-
-
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("tasks_in_process")
 def test_retry_of_a_file_that_was_changed(tmp_path: Path) -> None:
     config = ingested(mixed(tmp_path))
     tar(tmp_path / "raw" / "a.tar", [*pairs(0, 3), ("bad.png", GOOD), ("bad.txt", b"x")])

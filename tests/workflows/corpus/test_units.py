@@ -1,7 +1,9 @@
 """Units: found by listing, named the same wherever they lie, read with their companions."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -100,3 +102,24 @@ def test_remote_units_give_the_same(tmp_path: Path, kind: str) -> None:
         with opened(config, only(root, kind, url)) as rows:
             found.append((list(rows), rows.sha256()))
     assert found[0] == found[1] and len(found[0][0]) == 3
+
+
+def test_many_names_list_their_directory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = fsspec.filesystem("memory")
+    for i in range(0, 300, 3):
+        remote.pipe_file(f"/{tmp_path.name}/{i:03d}.tar", b"x")
+    asked: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(type(remote), name)
+
+        def call(self: Any, path: str, *args: Any, **options: Any) -> Any:
+            asked.append(f"{name} {path}")
+            return real(self, path, *args, **options)
+
+        return call
+
+    for name in ("ls", "find", "info", "glob"):
+        monkeypatch.setattr(type(remote), name, counted(name))
+    found = names("memory://", f"memory://{tmp_path.name}/{{000..299}}.tar")
+    assert found == [f"{i:03d}.tar" for i in range(0, 300, 3)] and len(asked) < 10

@@ -11,6 +11,7 @@ from workflows.corpus.sources.join import Join
 from workflows.corpus.sources.json_rows import DOCUMENTS, items
 from workflows.corpus.sources.protocol import Draft, Picture, Reader, Refused, same_stem
 from workflows.corpus.sources.rows import RowError, field_of, fill, text_of
+from workflows.corpus.sources.stored import raise_if_ours
 
 PROVENANCE = {
     "image": "image.file_name",
@@ -32,10 +33,13 @@ class CocoReader(Reader):
     def read(self, files: Files, source: SourceConfig) -> Iterator[Draft | Refused]:
         """One draft or refusal for each caption, in the order of the annotations, which are read in a second pass."""
         with Join() as images, Join() as licences, Join() as seen:
-            with files.twice() as stream:
-                for number, value in items(stream, ["images.item", "licenses.item"]):
-                    if isinstance(value, Mapping):
-                        (images if number == 0 else licences).put(value.get("id"), value)
+            try:
+                with files.twice() as stream:
+                    for number, value in items(stream, ["images.item", "licenses.item"]):
+                        if isinstance(value, Mapping):
+                            (images if number == 0 else licences).put(value.get("id"), value)
+            except Exception as error:  # noqa: BLE001 raised again after the captions before the damage
+                raise_if_ours(error)
             made = _Captioned(source, files.images, images, licences)
             yield from drafts(_captions(files, source, seen), made.plan, files.images)
 
@@ -48,7 +52,8 @@ class _Captioned:
         image = self._images.get(row.get("image_id"))
         if not isinstance(image, Mapping):
             raise RowError("image not listed")
-        about = {**row, "image": image, "license": self._licences.get(image.get("license"))}
+        own = {name: value for name, value in image.items() if name != "id"}
+        about = {**own, **row, "image": image, "license": self._licences.get(image.get("license"))}
         if self._source.caption != "{txt}":
             caption = fill(self._source.caption, lambda name: field_of(about, name))
         else:

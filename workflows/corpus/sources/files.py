@@ -13,8 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from workflows.corpus.config import LimitsConfig
 from workflows.corpus.sources.images import Images
 from workflows.corpus.sources.packed import COMPRESSIONS, PIECE, unpacked
-from workflows.corpus.sources.stored import BLOCK, Digest, StoredFile, StoredStream
-from workflows.errors import OneFlowError
+from workflows.corpus.sources.stored import BLOCK, Digest, StoredFile, StoredStream, raise_if_ours
 from workflows.storage import open_fs
 
 SMALL = 1 << 12
@@ -68,9 +67,8 @@ class Files:
         file = self.by_name[name or self.main]
         try:
             return self.copy(file).open("rb")
-        except OneFlowError:
-            raise
-        except Exception:  # noqa: BLE001 what was good of a broken file was copied, and breaks off there
+        except Exception as error:  # noqa: BLE001 what was good of a broken file was copied, and breaks off there
+            raise_if_ours(error)
             return self.copy(file).open("rb")
 
     def seekable(self, name: str | None = None) -> BinaryIO:

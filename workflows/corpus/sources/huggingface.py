@@ -1,19 +1,20 @@
-"""Datasets as Hugging Face `datasets` keeps them on disk: Arrow files of save_to_disk, or of its cache."""
+"""Datasets as Hugging Face `datasets` keeps them on disk: Arrow files of save_to_disk or its cache, or Parquet."""
 
 from collections.abc import Iterator
 
 from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.drafting import drafts
 from workflows.corpus.sources.files import Files
-from workflows.corpus.sources.protocol import Draft, Reader, Refused
-from workflows.corpus.sources.tables import arrow_rows
+from workflows.corpus.sources.parquet import TableReader
+from workflows.corpus.sources.protocol import Draft, Refused
+from workflows.corpus.sources.tables import arrow_rows, parquet_rows
 from workflows.corpus.sources.tabular import Tabular
 
 
-class HuggingfaceReader(Reader):
-    """Units are the Arrow files of a dataset; those of a dictionary of splits stand below the names of the splits."""
+class HuggingfaceReader(TableReader):
+    """Units are the files of a dataset; those of a dictionary of splits stand below the names of the splits."""
 
-    main = (".arrow",)
+    main = (".arrow", ".parquet")
 
     def is_main(self, path: str) -> bool:
         """An Arrow file, but not what `map` and `filter` left in the cache."""
@@ -21,4 +22,5 @@ class HuggingfaceReader(Reader):
 
     def read(self, files: Files, source: SourceConfig) -> Iterator[Draft | Refused]:
         """One draft or refusal for each row; columns as for rows of JSON."""
-        return drafts(arrow_rows(files), Tabular(source, files.images).plan, files.images)
+        rows = parquet_rows(files) if files.main.lower().endswith(".parquet") else arrow_rows(files)
+        return drafts(rows, Tabular(source, files.images).plan, files.images)

@@ -65,6 +65,8 @@ class Images:
         if isinstance(value, Mapping):
             data = value.get("bytes")
             name = next((n for n in (value.get("path"), value.get("url")) if isinstance(n, str)), None)
+            if isinstance(data, str):
+                return _of_data_url(f"data:;base64,{data}")
             if isinstance(data, bytes):
                 return Picture(without_secrets(name or ""), data)
             value = name

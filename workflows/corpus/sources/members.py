@@ -9,6 +9,7 @@ from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.answers import chosen
 from workflows.corpus.sources.protocol import Draft, Picture, Refused, head
 from workflows.corpus.sources.rows import RowError, field_of, fill, licence_of, meta_of, scalars, text_of
+from workflows.corpus.sources.stored import raise_if_ours
 from workflows.urls import without_secrets
 
 IMAGE_SUFFIXES = frozenset(
@@ -39,7 +40,10 @@ def draft_of(key: str, members: Mapping[str, bytes], source: SourceConfig) -> Dr
     except RowError as error:
         return Refused(key, str(error), _any(members))
     meta = meta_of(source, fields.known, PROVENANCE)
-    return Draft(key, segments, licence, meta, scalars(fields.json))
+    columns = scalars(fields.json)
+    # Templates say json.x for what the JSON itself calls x; filters may do either.
+    columns |= {f"json.{name}": value for name, value in columns.items()}
+    return Draft(key, segments, licence, meta, columns)
 
 
 def failures(name: str, stream: BinaryIO) -> Iterator[Refused]:
@@ -53,7 +57,8 @@ def failures(name: str, stream: BinaryIO) -> Iterator[Refused]:
                 return
             for batch in table.iter_batches(columns=wanted, use_threads=False):
                 yield from _failed(batch.to_pylist())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
+        raise_if_ours(error)
         yield Refused(name, "table unreadable", head(str(error)))
 
 
@@ -76,8 +81,10 @@ def _segments(
 
 
 def _caption(fields: "_Fields", source: SourceConfig) -> str:
-    if source.caption != "{txt}":
-        return fill(source.caption, fields.get)
+    if source.caption != "{txt}" or "text" in source.columns:
+        return fill(
+            source.caption if source.caption != "{txt}" else f"{{{source.columns['text']}}}", fields.get
+        )
     for name in CAPTIONS:
         if fields.has(name):
             return fill(f"{{{name}}}", fields.get)

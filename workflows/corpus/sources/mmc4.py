@@ -9,7 +9,7 @@ from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.images import Images
 from workflows.corpus.sources.json_rows import DOCUMENTS, LINES, json_rows
 from workflows.corpus.sources.protocol import Draft, Reader, Refused, same_stem
-from workflows.corpus.sources.rows import RowError, text_of
+from workflows.corpus.sources.rows import RowError, field_of, text_of
 
 PROVENANCE = {"url": "url", "image_urls": "image_urls", "similarities": "similarities"}
 
@@ -27,11 +27,12 @@ class Mmc4Reader(Reader):
         """One draft or refusal for each line."""
 
         def make(key: str, row: Mapping[str, Any]) -> Plan:
-            sentences = row.get("text_list")
+            sentences = field_of(row, source.columns.get("texts", "text_list"))
             if not isinstance(sentences, list):
                 raise RowError("columns missing")
             sentences = [text_of(sentence) for sentence in sentences]
-            infos = _matched(row.get("image_info", row.get("images")), len(sentences))
+            listed = field_of(row, source.columns.get("images", "image_info"))
+            infos = _matched(row.get("images") if listed is None else listed, len(sentences))
             about = {
                 **row,
                 "image_urls": [i["raw_url"] for i in infos if isinstance(i.get("raw_url"), str)],

@@ -47,6 +47,7 @@ def _segments(images: Any, texts: Any, places: Images) -> Segments:
         raise RowError("lists not parallel")
     segments: Segments = []
     for image, text in zip(images, texts, strict=True):
+        text = None if text == "" and image is not None else text
         if (image is None) == (text is None):
             raise RowError("lists not parallel")
         if text is None:

@@ -8,10 +8,9 @@ from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources.drafting import drafts
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.protocol import Draft, Reader, Refused, Split, same_stem
-from workflows.corpus.sources.stored import StoredFile, StoredStream
+from workflows.corpus.sources.stored import StoredFile, StoredStream, raise_if_ours
 from workflows.corpus.sources.tables import parquet_rows
 from workflows.corpus.sources.tabular import Tabular
-from workflows.errors import OneFlowError
 
 SPLIT_BYTES = 1 << 30
 """A larger file is cut into units of about this size, between row groups."""
@@ -28,14 +27,18 @@ class TableReader(Reader):
 
     def split(self, file: StoredFile | None) -> Sequence[Split]:
         """Runs of row groups, named by the first of each."""
-        if file is None or file.size <= SPLIT_BYTES or file.url.startswith(("http://", "https://")):
+        if (
+            file is None
+            or file.size <= SPLIT_BYTES
+            or not file.name.lower().endswith((".parquet", ".parq"))
+            or file.url.startswith(("http://", "https://"))
+        ):
             return ()
         try:
             with StoredStream(file) as stream, pq.ParquetFile(stream) as table:
                 return _splits(table.metadata, file.size)
-        except OneFlowError:
-            raise
-        except Exception:  # noqa: BLE001 a damaged footer is told when the file is read
+        except Exception as error:  # noqa: BLE001 a damaged footer is told when the file is read
+            raise_if_ours(error)
             return ()
 
 

@@ -14,7 +14,7 @@ from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.images import OUTSIDE, Place
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import Picture
-from workflows.corpus.sources.stored import RETRIES, WAIT, StoredFile
+from workflows.corpus.sources.stored import RETRIES, WAIT, StoredFile, raise_if_ours
 from workflows.corpus.sources.tars import members
 from workflows.corpus.sources.web import Web
 from workflows.errors import OneFlowError
@@ -49,13 +49,15 @@ class LocalFolder:
         """The file below the directory; what `name` repeats of the directory's own path is passed over."""
         for below in _below(str(self._root), name):
             try:
+                if not os.path.exists(f"{self._root}/{below}"):
+                    continue
                 file = (self._root / below).resolve()
                 if not file.is_relative_to(self._root):
                     return Picture(name, None, OUTSIDE)
                 if file.is_file():
                     return read_local(file, name, self._limit)
-            except (OSError, RuntimeError, ValueError):
-                continue
+            except (OSError, RuntimeError, ValueError) as error:
+                raise_if_ours(error)
         return None
 
     def close(self) -> None:
@@ -187,10 +189,8 @@ class TarPlace:
                     if name not in index:
                         self._by_base.setdefault(name.rpartition("/")[2], []).append(name)
                     index[name] = (member.offset, member.size, member.reason)
-        except OneFlowError:
-            raise
-        except Exception:  # noqa: BLE001 what is not found in a broken tar is counted, row by row, as missing
-            pass
+        except Exception as error:  # noqa: BLE001 what is not found in a broken tar is counted, by row, as missing
+            raise_if_ours(error)
         try:
             self._descriptor = os.open(self._files.copy(self._file), os.O_RDONLY)
         except (OSError, EOFError, Broken):

@@ -1,5 +1,6 @@
 """Stored files as streams: any fsspec URL, each read tried again, digested on the way."""
 
+import errno
 import hashlib
 import io
 import os
@@ -19,11 +20,26 @@ from workflows.storage_errors import explain
 
 BLOCK = 1 << 20
 """Bytes of one request, at least."""
+MOST = 8 << 20
+"""Bytes of one request, at most; a page of Parquet may be hundreds of MiB."""
 RETRIES = 5
 WAIT = 0.25
 """Seconds before the second try; doubled for each further one, less a random part."""
 ROOM = 64 << 20
 """Bytes that a digest holds of what was read too early, before they are dropped and read again."""
+
+
+MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+)
+"""Errors of this machine, not of the bytes that are read."""
+
+
+def raise_if_ours(error: Exception) -> None:
+    """Raise what the bytes that were read are not to blame for: a store that fails, a disk that is full."""
+    # No MemoryError: what raises it are lengths of exabytes in damaged files.
+    if isinstance(error, OneFlowError) or getattr(error, "errno", None) in MACHINE:
+        raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +135,7 @@ class StoredStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Up to as many bytes as `buffer` holds; 0 at the end of the file only."""
-        data = self._read(len(buffer))
+        data = self._read(min(len(buffer), MOST))
         for digest in self._digests:
             digest.feed(self._at, data)
         buffer[: len(data)] = data
@@ -139,7 +155,7 @@ class StoredStream(io.RawIOBase):
                 data = self._attempt(count)
                 if data or not self._file.size:
                     return data
-                raise OSError(f"it ends at byte {self._at} of {self._file.size}")
+                raise OSError(f"it ends at byte {self._at} of {self._file.size}: it is not what was listed")
             except Exception as error:
                 self._drop()
                 told = explain(self._file.url, error)

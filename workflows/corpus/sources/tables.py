@@ -1,5 +1,6 @@
 """Rows of Parquet and Arrow files, a small batch at a time."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.packed import Broken
 from workflows.corpus.sources.protocol import Refused, head
-from workflows.errors import OneFlowError
+from workflows.corpus.sources.stored import raise_if_ours
 
 BATCH_ROWS = 64
 FREE_BYTES = 1 << 30
@@ -50,9 +51,10 @@ def arrow_rows(files: Files) -> Iterator[tuple[str, Any]]:
     """
     number = 0
     for batch in _batches(files):
+        labels = _labels(batch.schema)
         wanted = batch.select([f.name for f in batch.schema if _wanted(f.type)])
         for start in range(0, wanted.num_rows, BATCH_ROWS):
-            for row in _values(wanted.slice(start, BATCH_ROWS)):
+            for row in _named(_values(wanted.slice(start, BATCH_ROWS)), labels):
                 yield f"row-{number}", row
                 number += 1
 
@@ -71,27 +73,48 @@ def _batches(files: Files) -> Iterator[pa.RecordBatch]:
 
 def _group(table: pq.ParquetFile, group: int, columns: list[str], number: int) -> Iterator[tuple[str, Any]]:
     about = table.metadata.row_group(group)
-    read = 0
+    read, labels = 0, _labels(table.schema_arrow)
     try:
         packed = sum(about.column(c).total_compressed_size for c in range(about.num_columns))
         if about.total_byte_size > max(FREE_BYTES, RATIO * packed):
             raise Broken("unpacks to too much")
         for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            for row in _values(batch):
+            for row in _named(_values(batch), labels):
                 yield f"row-{number + read}", row
                 read += 1
-    except OneFlowError:
-        raise
     except Exception as error:  # noqa: BLE001 what damaged pages raise is anybody's guess
+        raise_if_ours(error)
         reason = str(error) if isinstance(error, Broken) else "row group broken"
         yield "", Refused(f"row-{number + read}", reason, head(f"{type(error).__name__}: {error}"))
+
+
+def _labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the classes of each column that `datasets` says is a label."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel" and f["names"]}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _named(rows: list[Any], labels: dict[str, list[str]]) -> list[Any]:
+    """`rows`, in which `column.name` says what a label means."""
+    for row in rows if labels else ():
+        for column, names in labels.items():
+            value = row.get(column) if isinstance(row, dict) else None
+            if isinstance(value, int) and 0 <= value < len(names):
+                row[f"{column}.name"] = names[value]
+    return rows
 
 
 def _values(batch: pa.RecordBatch) -> list[Any]:
     """The rows of a batch; where a value cannot be told (text that is no UTF-8), a Refused in place of its row."""
     try:
+        # Offsets that lead out of a damaged file's buffers would end the process.
+        batch.validate(full=True)
         return list(batch.to_pylist())
     except Exception as error:  # noqa: BLE001 found row by row
+        raise_if_ours(error)
         if batch.num_rows == 1:
             return [Refused("", "row unreadable", head(f"{type(error).__name__}: {error}"))]
     return [row for i in range(batch.num_rows) for row in _values(batch.slice(i, 1))]

@@ -24,9 +24,8 @@ IMAGES = (
     "image_path",
     "file_name",
     "filename",
-    "image_url",
-    "url",
 )
+URLS = ("image_url", "url")
 PROVENANCE = {"url": "url", "similarity": "similarity"}
 
 
@@ -42,6 +41,9 @@ class Tabular:
         Raises:
             RowError: a row that is no document.
         """
+        status = row.get("status")
+        if "error_message" in row and isinstance(status, str) and status != "success":
+            raise RowError(f"upstream {status[:40]}")
         row_id = field_of(row, self._source.column("id"))
         segments, extra = self._segments(row)
         return plan_of(key_of(row_id, key), segments, row, self._source, PROVENANCE, extra)
@@ -83,7 +85,9 @@ class Tabular:
     def _pictures(self, row: Mapping[str, Any]) -> list[Any]:
         mapped = self._source.columns.get("image") or self._source.columns.get("images")
         if mapped is None:
-            value = first_of(row, IMAGES)
+            # A null beside a URL is an image that was lost, not one to be fetched.
+            names = {str(key).lower() for key in row}
+            value = first_of(row, IMAGES if names.intersection(IMAGES) else URLS)
         elif "{" in mapped:
             value = fill(mapped, lambda name: field_of(row, name), "image missing")
         else:

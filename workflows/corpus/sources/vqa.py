@@ -10,9 +10,11 @@ from workflows.corpus.sources.drafting import Plan, drafts, key_of, plan_of
 from workflows.corpus.sources.files import Files
 from workflows.corpus.sources.images import Images, Pending
 from workflows.corpus.sources.join import Join
-from workflows.corpus.sources.json_rows import DOCUMENTS, LINES, items, json_rows, layout
-from workflows.corpus.sources.protocol import Draft, Picture, Reader, Refused, same_stem
+from workflows.corpus.sources.json_rows import DOCUMENTS, LINES, ROW_BYTES, items, json_rows, layout
+from workflows.corpus.sources.packed import lines
+from workflows.corpus.sources.protocol import Draft, Picture, Reader, Refused, head, same_stem
 from workflows.corpus.sources.rows import RowError, field_of, fill, first_of, said, text_of
+from workflows.corpus.sources.stored import raise_if_ours
 
 PROVENANCE = {"question_id": "question_id", "image": "image_id", "url": "url"}
 _IMAGES = ("image", "image_path", "file_name", "image_name")
@@ -41,8 +43,13 @@ class VqaReader(Reader):
         with Join() as answers:
             subset: list[str] = []
             for name in [*others, files.main]:
-                with files.twice(name) as stream:
-                    _index(stream, name, answers, subset if name == files.main else None)
+                try:
+                    with files.twice(name) as stream:
+                        _index(stream, name, answers, subset if name == files.main else None)
+                except Exception as error:  # noqa: BLE001 the answers before the damage are used
+                    raise_if_ours(error)
+                    if name != files.main:
+                        yield Refused(name, "file broken", head(f"{type(error).__name__}: {error}"))
             joined = _Joined(source, files.images, answers, next(iter(subset), ""))
             yield from drafts(_questions(files), joined.plan, files.images)
 
@@ -104,8 +111,9 @@ def _index(stream: BinaryIO, name: str, answers: Join, subset: list[str] | None)
     """Hold what a file says of answers by question; of the questions' own file, only where it keeps them apart."""
     kind = layout(stream, name)
     if kind == "lines" and subset is None:
-        for line in stream:
-            _hold(json.loads(line), answers)
+        for _, line in lines(stream, ROW_BYTES):
+            _hold(json.loads(line or b"null"), answers)
+        return
     if kind != "object" and subset is not None:
         return
     prefixes = ["item"] if kind == "array" else ["annotations.item", "data_subtype"]

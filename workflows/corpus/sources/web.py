@@ -28,7 +28,8 @@ class Web:
     def picture(self, url: str) -> Picture:
         """The image at a URL of a row: as it was when it was first read."""
         shown = without_secrets(url)
-        if url.partition("://")[0].lower() not in self._config.schemes:
+        # Of a chain of filesystems ("::") only the first would be looked at.
+        if url.partition("://")[0].lower() not in self._config.schemes or "::" in url:
             return Picture(shown, None, "url scheme not allowed")
         if self._kept is None:
             return self.fetched(url)
@@ -43,10 +44,15 @@ class Web:
         return Picture(without_secrets(url), data, reason)
 
     def tried(self, url: str, gone: str = FAILED) -> tuple[bytes | None, str]:
-        """Bytes, or None and the reason; `gone` where the server says that there is nothing."""
+        """Bytes, or None and the reason; `gone` where the server says that there is nothing.
+
+        Raises:
+            OneFlowError: the package that the scheme needs is missing.
+        """
+        filesystem, path = open_fs(url)
         for attempt in range(self._config.retries + 1):
             try:
-                return self._once(url)
+                return self._once(filesystem, path)
             except FileNotFoundError:
                 return None, gone
             except (PermissionError, ValueError, ImportError):
@@ -59,8 +65,7 @@ class Web:
                 time.sleep(0.2 * 2**attempt * (0.5 + random.random() / 2))
         return None, FAILED
 
-    def _once(self, url: str) -> tuple[bytes | None, str]:
-        filesystem, path = open_fs(url)
+    def _once(self, filesystem: Any, path: str) -> tuple[bytes | None, str]:
         if "http" in filesystem.protocol:
             from fsspec.asyn import sync
 

@@ -49,6 +49,18 @@ def test_captions_under_usual_names(tmp_path: Path, suffix: str, data: bytes) ->
     assert seen(read("webdataset", path)[0][0])[1] == ("said", "auto")
 
 
+def test_a_mapped_text_is_the_caption(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("k.png", png(1)), ("k.txt", b"no"), ("k.json", b'{"alt": "said"}')])
+    assert seen(read("webdataset", path, columns={"text": "json.alt"})[0][0])[1] == ("said", "auto")
+
+
+def test_columns_are_called_as_in_the_json_or_as_in_templates(tmp_path: Path) -> None:
+    about = b'{"caption": "c", "score": 0.5, "deep": {"er": 1}, "list": [1]}'
+    (draft,) = read("webdataset", tar(tmp_path / "a.tar", [("k.png", png(1)), ("k.json", about)]))[0]
+    own = {"caption": "c", "score": 0.5, "deep.er": 1}
+    assert draft.columns == own | {f"json.{name}": value for name, value in own.items()}
+
+
 def test_questions_out_of_a_tar() -> None:
     columns = {"question": "json.qa.0.question", "answer": "json.qa.0.answer"}
     drafts, refused = read("webdataset", next(shared("easy_vqa").glob("*.tar")), columns=columns)

@@ -88,6 +88,30 @@ def test_s3_gives_what_the_disk_gives(stack: RunningStack, tmp_path: Path, kind:
     assert [unit.name for unit in list_units(globbed)] == ["t.parquet"]
 
 
+def test_rows_that_name_objects_of_s3(stack: RunningStack, tmp_path: Path) -> None:
+    place = stack.url("readers-rows")
+    fsspec.filesystem("s3").pipe_file(f"{place}/a b.png", png(1))
+    urls = [f"{place}/a b.png", f"{place}/gone.png", "s3://no-such-bucket-here/x.png"]
+    pq.write_table(pa.Table.from_pylist([{"url": u, "caption": u} for u in urls]), tmp_path / "u.parquet")
+    fetch = {"retries": 0}
+    config = corpus(
+        f"{place}/root",
+        {"name": "s", "format": "parquet", "urls": [str(tmp_path / "u.parquet")], "fetch": fetch},
+    )
+    documents, refused = ingested(config)
+    assert len(documents) == 1 and refused == {"fetch failed": 2}
+    fsspec.filesystem("s3").rm_file(f"{place}/a b.png")
+    (unit,) = list_units(config)
+    with opened(config, unit) as rows:
+        assert seen(next(row for row in rows if isinstance(row, Draft)))[0][0] == png(1)
+
+
+def test_a_row_whose_scheme_needs_a_package_ends_the_job(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "r.jsonl", [{"text": "t", "image": "gs://bucket/a.png"}])
+    with pytest.raises(OneFlowError, match="gcsfs"):
+        rows_of("jsonl", path, root=str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "parquet", "coco"])
 def test_the_digest_costs_no_second_fetch(web: Web, kind: str) -> None:
     name = {"webdataset": "wds.tar", "parquet": "t.parquet", "coco": "c.json"}[kind]
@@ -179,6 +203,7 @@ def test_images_by_url_are_fetched_kept_and_refused_within_bounds(web: Web, tmp_
         {"url": url, "caption": "x"}
         for url in ("file:///etc/passwd", "ftp://x/a", "http://127.0.0.1:1/x.png")
     ]
+    rows += [{"url": f"{web.url}/0.png::file:///etc/passwd", "caption": "a chain"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
     fetch = {"timeout_seconds": 1.0, "retries": 1}
     source = {"name": "web", "format": "parquet", "urls": [str(tmp_path / "urls.parquet")], "fetch": fetch}
@@ -189,8 +214,8 @@ def test_images_by_url_are_fetched_kept_and_refused_within_bounds(web: Web, tmp_
     assert refused == {
         "fetch failed": 3,
         "image too large": 1,
-        "image unreadable": 1,
-        "url scheme not allowed": 2,
+        "image format": 1,
+        "url scheme not allowed": 3,
     }
     # Encode sees what ingest saw, though the web has changed, and asks for nothing.
     for i in range(6):

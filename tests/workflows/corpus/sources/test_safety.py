@@ -321,3 +321,19 @@ def test_odd_images_pass_through(tmp_path: Path) -> None:
     members = [m for s, d in data.items() for m in ((f"in/{s}.{s}", d), (f"in/{s}.TXT", s.encode()))]
     drafts, refused = read("webdataset", tar(tmp_path / "A.TAR", members))
     assert not refused and [d.key for d in drafts] == [f"in/{s}" for s in kinds]
+
+
+def test_a_full_disk_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine lacks ends the job; nothing is quarantined for it."""
+    import errno
+
+    from workflows.corpus.sources.files import Files
+
+    def full(self: Files, file: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    jsonl(tmp_path / "r.jsonl", [{"text": "t", "image": "a.png"}])
+    tar(tmp_path / "r.tar", [("a.png", PNG)])
+    monkeypatch.setattr(Files, "copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        read("jsonl", tmp_path / "r.jsonl")

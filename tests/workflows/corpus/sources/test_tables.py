@@ -234,6 +234,34 @@ def test_datasets_of_hugging_face(saved: Path) -> None:
     assert len(read("huggingface", saved / "cache.arrow")[0]) == 3
 
 
+def test_labels_have_names_and_snapshots_are_parquet(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    pictures = [{"bytes": png(i), "path": None} for i in range(2)]
+    made = datasets.Dataset.from_dict({"img": pictures, "label": [1, 0]}, features=features)
+    made.save_to_disk(tmp_path / "arrow")
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    made.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    for name in ("arrow", "hub"):
+        drafts, refused = read("huggingface", tmp_path / name, caption="a {label.name}")
+        assert not refused and [seen(d)[1][0] for d in drafts] == ["a dog", "a cat"]
+        assert [seen(d)[0][0] for d in drafts] == [png(0), png(1)]
+        assert drafts[0].columns["label"] == 1
+
+
+def test_what_a_downloader_lost_is_not_fetched_again(tmp_path: Path) -> None:
+    about = {"url": "http://127.0.0.1:1/x.png", "error_message": None}
+    rows = [
+        {"jpg": png(1), "caption": "fine", "status": "success", **about},
+        {"jpg": None, "caption": "lost", "status": "failed_to_download", **about},
+    ]
+    drafts, refused = read("parquet", parquet_file(tmp_path / "a.parquet", rows))
+    assert [seen(d)[0][0] for d in drafts] == [png(1)] and refused == {"upstream failed_to_download": 1}
+
+
 def test_arrow_files_that_are_damaged(saved: Path, tmp_path: Path) -> None:
     whole = next((saved / "one").glob("*.arrow")).read_bytes()
     path = tmp_path / "a.arrow"

@@ -1,0 +1,110 @@
+"""A build again with 1% of the documents changed, beside the full one, on a corpus where encoding dominates.
+
+The codec is an AutoencoderKL in the layout of SD3's with random weights: what it costs is what matters here. Ray is up
+for both. The changed documents are all of one input file, as when a file is delivered anew.
+"""
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from workflows.bench.result import Result
+from workflows.corpus import build
+from workflows.corpus.cluster import cluster
+from workflows.corpus.config import CorpusConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    """`files` of `documents` captioned pictures of 64 pixels each; one file is changed."""
+
+    files: int = 100
+    documents: int = 80
+    channels: tuple[int, ...] = (64, 128, 256, 256)
+    """Of the codec's blocks; SD3's are twice as many."""
+
+
+def run(runs: int, size: Size | None = None) -> Result:
+    """`share` is the rebuild's wall clock by the full build's."""
+    size = size or Size()
+    full, again, nothing = [], [], []
+    reports: list[dict[str, Any]] = []
+    for _ in range(runs):
+        folder = Path(tempfile.mkdtemp(prefix="oneflow-bench-rebuild-"))
+        try:
+            config = _corpus(folder, size)
+            with cluster():
+                full.append(_timed(config)[0])
+                _write(folder, size.files - 1, size.documents, seed=1)
+                seconds, report = _timed(config)
+                again.append(seconds)
+                reports.append(report)
+                nothing.append(_timed(config)[0])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    last = reports[-1]
+    images = size.documents * size.files
+    assert last["done"]["images"] == size.documents and last["reused"]["images"] == images - size.documents
+    extra = {
+        "share": median(again) / median(full),
+        "documents": images,
+        "changed": size.documents,
+        "nothing_to_do_s": median(nothing),
+        "stages_s": last["seconds"],
+        "done": last["done"],
+        "reused": last["reused"],
+    }
+    return Result("rebuild", "s", again, full, ("torch", "ray", "diffusers"), extra)
+
+
+def _timed(config: CorpusConfig) -> tuple[float, dict[str, Any]]:
+    begun = time.perf_counter()
+    report = build.run(config)
+    return time.perf_counter() - begun, report.to_json()
+
+
+def _corpus(folder: Path, size: Size) -> CorpusConfig:
+    for number in range(size.files):
+        _write(folder, number, size.documents, seed=0)
+    codec = {"name": str(_codec(folder / "codec", size.channels))}
+    source = {"name": "captions", "format": "webdataset", "urls": ["${root}/raw/*.tar"], "licence": "CC0-1.0"}
+    tree = {
+        "name": "bench",
+        "root": str(folder),
+        "sources": [source],
+        "encode": {"codec": codec, "understanding": None},
+    }
+    return CorpusConfig.model_validate(tree)
+
+
+def _write(folder: Path, number: int, documents: int, seed: int) -> None:
+    """One tar of captioned scenes; another seed gives other ones."""
+    from workflows.corpus.synth import synthesise
+
+    made = folder / "made"
+    synthesise(str(made), documents, seed=1000 * seed + number)
+    (tar,) = made.glob("*.tar")
+    (folder / "raw").mkdir(exist_ok=True)
+    tar.replace(folder / "raw" / f"{number:05d}.tar")
+    shutil.rmtree(made)
+
+
+def _codec(folder: Path, channels: tuple[int, ...]) -> Path:
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=2,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).save_pretrained(folder)
+    return folder
