@@ -4,6 +4,7 @@ An object of `s3://` appears in one PUT, a local file by rename; `if_absent` mak
 many writers one wins. Read what others wrote only after its manifest is there.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,17 +21,18 @@ from fsspec.spec import AbstractFileSystem
 
 from workflows.errors import OneFlowError
 from workflows.storage_errors import explain, is_exists
+from workflows.store_retries import RETRIES, make_patient
 from workflows.urls import without_secrets
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
     """The filesystem of `url` and the path in it; OneFlowError when its protocol or its credentials are missing.
 
-    Listings are never cached: other processes write under the same URL.
+    Requests to S3 that fail for the moment are tried again (`store_retries`).
     """
     with explained(url):
-        options = {"use_listings_cache": False} if url.startswith("s3://") else {}
-        filesystem, path = url_to_fs(url, **options)
+        make_patient()
+        filesystem, path = url_to_fs(url)
         return filesystem, path.removesuffix("/") if len(path) > 1 else path
 
 
@@ -43,16 +45,20 @@ def put_atomic(url: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Write `data` as the whole object `url`; readers see the old object, none, or all of the new one.
 
     Returns True when this call wrote it. With `if_absent` an object that is there stays, and False is returned;
-    of concurrent calls at most one gets True (a writer whose reply was lost on the way is told False: read what is
-    there). Missing local directories are made.
+    of concurrent calls with different bytes at most one gets True. A write that was tried again and then refused,
+    because the first try had come through and only its answer was lost, is told from that of another writer by
+    reading back. Missing local directories are made.
     """
     filesystem, path = open_fs(url)
+    before = RETRIES.counts()
     try:
         if isinstance(filesystem, LocalFileSystem):
             _put_local(Path(path), data, if_absent)
         else:
             filesystem.pipe_file(path, data, mode="create" if if_absent else "overwrite")
     except Exception as error:
+        if RETRIES.counts() != before and _holds(filesystem, path, data):
+            return True
         if if_absent and is_exists(error):
             return False
         raise explain(url, error) from error
@@ -144,6 +150,14 @@ def explained(url: str) -> Iterator[None]:
         raise explain(url, error) from (error if without_secrets(str(error)) == str(error) else None)
 
 
+def _holds(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
+    try:
+        return bool(filesystem.size(path) == len(data) and filesystem.cat_file(path) == data)
+    except Exception:
+        # The error of the write is the one to be told.
+        return False
+
+
 def _match(pattern: str) -> list[str]:
     filesystem, path = open_fs(pattern)
     with explained(pattern):
@@ -162,7 +176,10 @@ def _with_protocol(pattern: str, filesystem: AbstractFileSystem, path: str) -> s
 
 
 def _put_local(path: Path, data: bytes, if_absent: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path.parent)) from None
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as stream:

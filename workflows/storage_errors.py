@@ -3,6 +3,7 @@
 import errno
 
 from workflows.errors import OneFlowError
+from workflows.store_retries import PATIENCE
 from workflows.urls import without_secrets
 
 _ENDPOINT = "AWS_ENDPOINT_URL"
@@ -56,6 +57,12 @@ def _told(error: Exception) -> tuple[str, str] | None:
 
 
 _BY_NAME = (
+    (
+        "StoreGone",
+        "{error}",
+        f"start the store (oneflow stack up), or correct {_ENDPOINT}; then run the same command again: it goes on "
+        f"where it was ({PATIENCE} is for how long a request is tried)",
+    ),
     ("NoCredentialsError", "no credentials for S3 were found", _CREDENTIALS),
     ("PartialCredentialsError", "the credentials for S3 are incomplete ({error})", _CREDENTIALS),
     ("EndpointConnectionError", "{error}", f"start the store (oneflow stack up), or correct {_ENDPOINT}"),

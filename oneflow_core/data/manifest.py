@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -89,7 +90,7 @@ class Account:
 
 
 LISTS: dict[str, type] = {"shards": ShardEntry, "inputs": Input, "parts": Part}
-"""Field of a manifest that is a list -> its entries' class; the file is <field>.parquet."""
+"""Field of a manifest that is a list -> its entries' class; the file is <field>-<digest>.parquet."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,10 @@ class Manifest:
         Raises:
             ManifestError: totals are not the sums, or an account does not close.
         """
-        found = {f"{name}.parquet": getattr(self, name).to_bytes() for name in LISTS}
-        lists = {name: listed(found[f"{name}.parquet"], len(getattr(self, name))) for name in LISTS}
-        return {**found, MANIFEST_NAME: dataclasses.replace(self, lists=lists).to_bytes()}
+        found = {name: getattr(self, name).to_bytes() for name in LISTS}
+        lists = {name: listed(data, len(getattr(self, name))) for name, data in found.items()}
+        files = {lists[name].file_name(name): data for name, data in found.items()}
+        return {**files, MANIFEST_NAME: dataclasses.replace(self, lists=lists).to_bytes()}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object under the published schema.
@@ -226,10 +228,12 @@ def _find(url: str) -> tuple[str, bytes]:
     except FileNotFoundError:
         pass
     try:
-        version = _read(f"{url}/{LATEST_NAME}").decode().strip()
+        version = _read(f"{url}/{LATEST_NAME}").decode(errors="replace").strip()
     except FileNotFoundError:
         looked = f"neither {MANIFEST_NAME} nor {LATEST_NAME} is there"
         raise FileNotFoundError(f"{url}: {looked}; build the corpus, or name one of its versions") from None
+    if not re.fullmatch(r"[\w-][\w.-]*", version, re.ASCII):
+        raise ManifestError(f"{url}/{LATEST_NAME}: names no version; build the corpus again")
     return f"{url}/{version}", _read(f"{url}/{version}/{MANIFEST_NAME}")
 
 
@@ -251,16 +255,21 @@ def _table(
     if name not in lists:
         return Table.of(kind, ())
 
+    file = lists[name].file_name(name)
+
     def load() -> Any:
         if fetch is None:
             raise ManifestError(f"lists.{name}: lies in a file; load the manifest from where it is")
-        data = fetch(f"{name}.parquet")
+        try:
+            data = fetch(file)
+        except FileNotFoundError:
+            raise ManifestError(f"{file}: nothing is there; fetch it anew") from None
         if listed(data, 0).sha256 != lists[name].sha256:
-            raise ManifestError(f"{name}.parquet: is not the list that the manifest names; fetch it anew")
+            raise ManifestError(f"{file}: is not the list that the manifest names; fetch it anew")
         try:
             return Table.of_bytes(kind, data).columns_of()
         except TableError as error:
-            raise ManifestError(f"{name}.parquet: {error}") from None
+            raise ManifestError(f"{file}: {error}") from None
 
     return Table(kind, lists[name].rows, load)
 

@@ -31,6 +31,11 @@ class ListFile:
     rows: int
     sha256: str
 
+    def file_name(self, field: str) -> str:
+        """Name of the file of the list `field`. Another content has another name, so that a manifest which is
+        replaced refers to its own lists at any moment."""
+        return f"{field}-{self.sha256[:16]}.parquet"
+
 
 class Table(Sequence[T], Generic[T]):
     """Entries of the dataclass `kind` in order, held as columns; an entry is made when it is asked for.

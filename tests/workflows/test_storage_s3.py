@@ -114,6 +114,7 @@ def test_wrong_secret_is_told_and_not_shown(root: str, monkeypatch: pytest.Monke
 
 def test_unreachable_store_is_told(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("ONEFLOW_STORE_PATIENCE_S", "1")
     fresh = _fresh_filesystems()
     next(fresh)
     message = told(f"{root}/x")

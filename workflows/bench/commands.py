@@ -1,7 +1,7 @@
 """`oneflow bench`: run one benchmark by name."""
 
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
+    "faults": "workflows.bench.faults:run",
     "encode": "workflows.bench.encode:run",
     "rebuild": "workflows.bench.rebuild:run",
     "loader": "workflows.bench.loader:run",
@@ -26,12 +27,26 @@ BENCHMARKS = {
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
 """Those that can measure a GPU."""
+RUNS = {"faults": 20}
+"""Where the default is not 5."""
 
 
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
-    runs: Annotated[int, typer.Option(help="Repetitions; the median is told.", min=1)] = 5,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Repetitions; the median is told. [default: 5; faults: 20 kills of each kind]", min=1
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help=f"cpu, or cuda for {', '.join(ON_A_DEVICE)}.")] = "cpu",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VICTIM[/STAGE]", help="Of faults: driver, worker, store, proxy; or driver/shard."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of faults: another seed kills at other moments.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure something of ours and a peer on this machine."""
@@ -40,8 +55,12 @@ def bench(
     module, function = BENCHMARKS[name].split(":")
     if device != "cpu" and name not in ON_A_DEVICE:
         raise UsageError(f"--device {device}", f"{name} measures the CPU alone", "leave it out")
-    where = {"device": device} if name in ON_A_DEVICE else {}
-    result = getattr(import_module(module), function)(runs, **where)
+    options: dict[str, Any] = {"device": device} if name in ON_A_DEVICE else {}
+    if name == "faults":
+        options = {"only": only or (), "seed": seed}
+    elif only:
+        raise UsageError(f"--only {only[0]}", f"{name} has no parts", "leave it out")
+    result = getattr(import_module(module), function)(runs or RUNS.get(name, 5), **options)
     for key, value in result.summary().items():
         typer.echo(f"{key:<22} {value}")
     if as_json:

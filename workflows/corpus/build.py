@@ -3,18 +3,24 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from fsspec.spec import AbstractFileSystem
 
 from oneflow_core.data.manifest import Account, Manifest, ManifestError
 from oneflow_core.data.reader import index_url
 from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.holds import building
 from workflows.corpus.models import Models
 from workflows.corpus.parts import list_parts
 from workflows.corpus.units import Unit, list_units
+from workflows.corpus.verify import load_manifest
+from workflows.leases import Lease
 from workflows.storage import explained, join, open_fs
+from workflows.store_retries import RETRIES
 
 Stage = Literal["ingest", "encode", "shard"]
 
@@ -27,6 +33,8 @@ class BuildReport:
     manifest: Manifest | None
     seconds: Mapping[str, float]
     """By stage; those that did not run are absent."""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Requests to the store that were tried again, by operation, those of workers included."""
     done: Mapping[str, int] = field(default_factory=dict)
     """How many files, documents, images, shards were made now."""
     reused: Mapping[str, int] = field(default_factory=dict)
@@ -42,6 +50,7 @@ class BuildReport:
         told: dict[str, Any] = {
             "made": self.made,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "retries": dict(self.retries),
             "done": dict(self.done),
             "reused": dict(self.reused),
         }
@@ -69,21 +78,38 @@ class BuildReport:
         )
 
 
-def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
+def run(config: CorpusConfig, stage: Stage | None = None, wait_s: float = 0.0) -> BuildReport:
     """Run one stage, or all three in one Ray session; what was done before is not done again.
 
+    One process at a time builds a corpus: another one waits up to `wait_s`, then says who does.
+
     Raises:
-        OneFlowError: a source with no input, storage or a cluster that fails, a stage run before the one it needs.
+        OneFlowError: a source with no input, storage or a cluster that fails, a stage run before the one it needs,
+            another process that builds the corpus.
     """
-    begin = time.monotonic()
+    begin, before = time.monotonic(), RETRIES.counts()
+    report = _nothing_to_do(config, begin)
+    if report is None:
+        with building(config.root, config.name, wait_s) as lease:
+            report = _nothing_to_do(config, begin) if wait_s else None
+            report = report or _stages(config, stage, lease)
+    return replace(report, retries=dict(sorted((RETRIES.counts() - before).items())))
+
+
+def _nothing_to_do(config: CorpusConfig, begin: float) -> BuildReport | None:
     manifest = finished(config)
-    if manifest is not None:
-        reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
-        reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
-        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused=reused)
+    if manifest is None:
+        return None
+    reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
+    reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
+    return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused=reused)
+
+
+def _stages(config: CorpusConfig, stage: Stage | None, lease: Lease) -> BuildReport:
+    manifest: Manifest | None = None
     seconds: dict[str, float] = {}
     done: dict[str, int] = {}
-    reused = {}
+    reused: dict[str, int] = {}
     cleaned, accounts = None, dict[str, Account]()
     models: Models | None = None
     with cluster() if stage is None else nullcontext():
@@ -98,10 +124,10 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
             done["images"], reused["images"] = encoded.encoded, encoded.reused
         if stage in (None, "shard"):
-            sharded = shard.run(config, models)
-            seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
+            sharded = shard.run(config, models, check=lease.check)
+            seconds["shard"], manifest = sharded.seconds, load_manifest(sharded.url)
             done["shards"], reused["shards"] = len(manifest.shards) - sharded.reused, sharded.reused
-    return BuildReport(True, manifest, seconds, done, reused, cleaned, accounts)
+    return BuildReport(True, manifest, seconds, done=done, reused=reused, cleaned=cleaned, ingested=accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
@@ -153,4 +179,17 @@ def _whole(manifest: Manifest) -> bool:
     filesystem, path = open_fs(manifest.base)
     with explained(manifest.base):
         sizes = {e["name"].rpartition("/")[2]: e["size"] for e in filesystem.ls(path, detail=True)}
-    return all(sizes.get(s.name) == s.bytes and index_url(s.name) in sizes for s in manifest.shards)
+        for shard in manifest.shards:
+            for name, wanted in ((shard.name, shard.bytes), (index_url(shard.name), None)):
+                # A listing may be behind; what it does not show is asked for by name.
+                found = sizes.get(name) or _size(filesystem, f"{path}/{name}")
+                if found is None or wanted not in (None, found):
+                    return False
+    return True
+
+
+def _size(filesystem: AbstractFileSystem, path: str) -> int | None:
+    try:
+        return int(filesystem.size(path) or 0)
+    except FileNotFoundError:
+        return None

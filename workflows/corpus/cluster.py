@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from workflows.corpus.worker_retries import gather, tell_driver
 from workflows.errors import OneFlowError
+from workflows.store_retries import PATIENCE
 
 START_ATTEMPTS = 3
-_PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_")
+_PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_", PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,10 @@ class Environment:
         return cls({key: value for key, value in os.environ.items() if key.startswith(_PASSED)})
 
     def apply(self) -> None:
-        """Set, in the process of a task, what is not set there."""
+        """Set, in the process of a task, what is not set there; its retries are told to the driver from now on."""
         for key, value in self.variables.items():
             os.environ.setdefault(key, value)
+        tell_driver()
 
 
 @contextmanager
@@ -57,6 +60,7 @@ def cluster() -> Iterator[None]:
             raise
         raise own from error
     finally:
+        gather()
         if started:
             ray.shutdown()
 

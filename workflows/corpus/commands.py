@@ -51,6 +51,9 @@ def build(
         int | None,
         typer.Option(metavar="N", min=1, help="Take at most N documents of each source: a first look."),
     ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait for another builder of the corpus.")
+    ] = 0.0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")
     ] = None,
@@ -64,7 +67,7 @@ def build(
     if limit is not None:
         sources = [s.model_copy(update={"limit": min(limit, s.limit or limit)}) for s in loaded.sources]
         loaded = loaded.model_copy(update={"sources": sources})
-    report = job.run(loaded, stage)
+    report = job.run(loaded, stage, wait)
     manifest = report.manifest
     if manifest is not None:
         what = f"{manifest.totals.samples:,} documents in {len(manifest.shards)} shards"
@@ -74,6 +77,9 @@ def build(
     else:
         times = ", ".join(f"{name} done in {seconds:.1f} s" for name, seconds in report.seconds.items())
         typer.echo(f"{times}: {report.what()}")
+    if report.retries:
+        told = ", ".join(f"{count:,} {operation}" for operation, count in report.retries.items())
+        typer.echo(f"requests to the store that were tried again: {told}")
     if as_json:
         print_json(report.to_json())
 
@@ -87,8 +93,17 @@ def verify(
     """Check every shard against the manifest; exit 3 where something does not hold."""
     from workflows.corpus import verify as job
 
-    report = job.verify(url, deep)
-    typer.echo(f"{report.manifest.base}: {report.samples:,} samples, all as the manifest says")
+    try:
+        report = job.verify(url, deep)
+    except job.Unsound as error:
+        if as_json:
+            print_json({"url": url, "deep": deep, "ok": False, "problems": list(error.problems)})
+        raise
+    found = f"{report.samples:,} samples in {report.seconds:.1f} s, {report.mb_s:,.0f} MB/s"
+    typer.echo(f"{report.manifest.base}: {found}, all as the manifest says")
+    if report.strangers:
+        told = ", ".join(report.strangers[:SHOWN])
+        typer.echo(f"files that belong to nothing there: {len(report.strangers):,} ({told})")
     if as_json:
         print_json(report.to_json())
 

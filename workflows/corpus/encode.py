@@ -23,6 +23,7 @@ from workflows.corpus.encoder import Encoder, Row, row_of
 from workflows.corpus.filling import filled
 from workflows.corpus.frames import Frame
 from workflows.corpus.models import identify
+from workflows.corpus.parts import wrote
 from workflows.corpus.progress import Progress
 from workflows.corpus.refusals import Refusals
 from workflows.corpus.selection import select
@@ -71,6 +72,8 @@ def run(config: CorpusConfig) -> EncodeReport:
             with cluster():
                 done = _encode(config, planned, stores, round_)
             encoded, refused = encoded + done[0], refused + done[1]
+            for store in stores:
+                wrote(store.folder, (c.name for job in planned.jobs for c in job.chunks))
             stores = load_stores(config, *models)
         if Refusals.load(config).last_round < round_:
             break

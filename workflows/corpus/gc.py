@@ -1,26 +1,35 @@
 """Collect garbage: remove, under a corpus root, what no manifest refers to.
 
 Kept are: every version with a manifest (or, with `keep`, the newest of each corpus), the parts that these were made
-of, what a live reader or builder holds, and all that is younger than the grace period. A version goes manifest
-first, so that a run that is stopped leaves nothing that a reader would take for a corpus.
+of, what a live reader or builder holds (`holds`), and all that is younger than the grace period. A version goes
+manifest first, so that a run that is stopped leaves nothing that a reader would take for a corpus.
 """
 
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from oneflow_core.data.manifest import LATEST_NAME, MANIFEST_NAME
+from workflows.corpus.holds import BUILD, READ, collecting
 from workflows.corpus.verify import load_manifest
 from workflows.errors import OneFlowError
+from workflows.leases import Survey, survey
 from workflows.storage import delete, exists, explained, join, open_fs, read_bytes
 
 PARTS = ("documents/", "hashes/", "latents/", "features/", "quarantine/")
 VERSION = re.compile(r"shards/([^/]+)/([^/]+)/[^/]+")
-YOUNG = "younger than the grace period"
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+"""What `put_atomic` writes on a local disk before it renames it."""
+YOUNG, BUILDING = "younger than the grace period", "a build is going on"
+OVER, LEASE = "a lease that is over", "lease"
+CHECK_EVERY = 20
+"""Objects that are removed between two looks at the collector's own lease."""
+LEASE_AGE_S = 86_400.0
+"""A builder that was paused finds for so long that another one took over, whatever the grace period."""
 
 Version = tuple[str, str]
 """Name of a corpus, and version."""
@@ -67,26 +76,28 @@ def collect(
     """Remove what nothing under `root` refers to and is older than `grace_s` seconds.
 
     `keep` is how many versions of each corpus stay, the newest; None: all of them. The one that `latest` names stays
-    in any case.
+    in any case, and so do versions that are read now, and while a corpus is being built its versions and all parts.
 
     Raises:
-        OneFlowError: nothing is there, a manifest cannot be read, a build is going on, or a store that fails.
+        OneFlowError: nothing is there, a manifest cannot be read, another collection is going on, or a store that
+            fails.
     """
-    stored = list(_listed(root))
-    if not stored:
-        raise OneFlowError(
-            f"corpus root {root}", "nothing is there", "name the root of the config, not a corpus"
-        )
-    plan, kept = _plan(root, stored, keep, time.time() - grace_s)
-    for item, _ in () if dry_run else plan:
-        delete(join(root, item.path))
+    if dry_run:
+        plan, kept = _plan(root, keep, time.time() - grace_s)
+        return GcReport(root, dry_run, tuple(plan), kept)
+    with collecting(root) as lease:
+        plan, kept = _plan(root, keep, time.time() - grace_s)
+        for number, (item, _) in enumerate(plan):
+            if number % CHECK_EVERY == 0:
+                lease.check()
+            delete(join(root, item.path))
     return GcReport(root, dry_run, tuple(plan), kept)
 
 
 def _listed(root: str) -> Iterator[Stored]:
     """Objects of a corpus root; what else lies there is none of our business."""
     filesystem, base = open_fs(root)
-    for folder in (*PARTS, "shards/"):
+    for folder in (*PARTS, "shards/", "leases/"):
         with explained(join(root, folder)):
             try:
                 found = filesystem.find(join(base, folder), detail=True)
@@ -97,29 +108,56 @@ def _listed(root: str) -> Iterator[Stored]:
             yield Stored(path, int(info["size"] or 0), written(info))
 
 
-def _plan(
-    root: str, stored: Sequence[Stored], keep: int | None, before: float
-) -> tuple[list[tuple[Stored, str]], Counter[str]]:
+def _plan(root: str, keep: int | None, before: float) -> tuple[list[tuple[Stored, str]], Counter[str]]:
     """What is to go, in the order in which it goes, with why; and why the others stay."""
-    stay = _stay(root, stored, keep)
+    leases = survey(root)
+    stored = list(_listed(root))
+    if not any(not item.path.startswith("leases/") for item in stored):
+        raise OneFlowError(
+            f"corpus root {root}", "nothing is there", "name the root of the config, not a corpus"
+        )
+    stay = _stay(root, stored, keep, leases, before)
     parts = {part.path for version, why in stay.items() if why for part in _parts(root, version)}
     plan: list[tuple[Stored, str]] = []
     kept: Counter[str] = Counter()
     for item in stored:
-        if match := VERSION.fullmatch(item.path):
-            stays, goes = stay[match[1], match[2]], "no manifest, or a version that is not to be kept"
-        elif item.path.startswith(PARTS):
-            stays, goes = "part of a version" if item.path in parts else "", "no manifest refers to it"
-        else:
-            stays, goes = "pointer", ""
-        if stays or item.written > before:
+        stays, goes = _fate(item, stay, parts, leases)
+        if stays == LEASE:
+            continue
+        if stays or (item.written > before and goes != OVER):
             kept[stays or YOUNG] += 1
         else:
             plan.append((item, goes))
     return sorted(plan, key=lambda found: not found[0].path.endswith(f"/{MANIFEST_NAME}")), kept
 
 
-def _stay(root: str, stored: Sequence[Stored], keep: int | None) -> dict[Version, str]:
+def _fate(item: Stored, stay: Mapping[Version, str], parts: Set[str], leases: Survey) -> tuple[str, str]:
+    """Why an object stays, empty if it may go; and why it goes then."""
+    name = item.path.rpartition("/")[2]
+    if TEMPORARY.fullmatch(name):
+        return "", "a writer that was killed left it"
+    if item.path.startswith("leases/"):
+        if name in leases.ended:
+            return "", OVER
+        old = name in leases.succeeded and item.written < time.time() - LEASE_AGE_S
+        return "" if old else LEASE, "a lease that has a successor"
+    if match := VERSION.fullmatch(item.path):
+        return stay[match[1], match[2]], "no manifest, or a version that is not to be kept"
+    if not item.path.startswith(PARTS):
+        return "pointer", ""
+    if item.path in parts:
+        return "part of a version", ""
+    return BUILDING if _built(leases) else "", "no manifest refers to it"
+
+
+def _built(leases: Survey) -> set[str]:
+    """Names of the corpora that are being built now."""
+    return {name.removeprefix(BUILD) for name in leases.live if name.startswith(BUILD)}
+
+
+def _stay(
+    root: str, stored: Sequence[Stored], keep: int | None, leases: Survey, before: float
+) -> dict[Version, str]:
     """Why each version stays; empty for one that may go."""
     written: dict[Version, float | None] = {}
     for item in stored:
@@ -128,17 +166,34 @@ def _stay(root: str, stored: Sequence[Stored], keep: int | None) -> dict[Version
             if item.path.endswith(f"/{MANIFEST_NAME}"):
                 written[match[1], match[2]] = item.written
     latest = {name: _latest(root, name) for name, _ in written}
-    return {version: _why(version, written, latest[version[0]], keep) for version in written}
+    for version in [*written, *((name, pointed) for name, pointed in latest.items() if pointed)]:
+        # A listing may be behind; what it does not show is asked for by name.
+        if written.get(version) is None and exists(join(root, "shards", *version, MANIFEST_NAME)):
+            written[version] = time.time()
+    return {version: _why(version, written, latest[version[0]], keep, leases, before) for version in written}
 
 
-def _why(version: Version, written: Mapping[Version, float | None], latest: str, keep: int | None) -> str:
+def _why(
+    version: Version,
+    written: Mapping[Version, float | None],
+    latest: str,
+    keep: int | None,
+    leases: Survey,
+    before: float,
+) -> str:
     own = written[version]
     if own is None:
-        return ""
+        return BUILDING if version[0] in _built(leases) else ""
     if version[1] == latest:
         return "latest version"
+    if any(name.startswith(f"{READ}{version[0]}-{version[1]}-") for name in leases.live):
+        return "a reader holds it"
     newer = sum(other[0] == version[0] and (at or 0) > own for other, at in written.items())
-    return "version" if keep is None or newer < keep else ""
+    if keep is None or newer < keep:
+        return "version"
+    if own > before:
+        return YOUNG
+    return BUILDING if version[0] in _built(leases) else ""
 
 
 def _latest(root: str, name: str) -> str:
@@ -147,7 +202,9 @@ def _latest(root: str, name: str) -> str:
 
 
 def _parts(root: str, version: Version) -> Sequence[Any]:
-    return load_manifest(join(root, "shards", *version)).parts
+    url = join(root, "shards", *version)
+    # While it is being built it stays without one.
+    return load_manifest(url).parts if exists(join(url, MANIFEST_NAME)) else ()
 
 
 def written(info: Mapping[str, Any]) -> float:

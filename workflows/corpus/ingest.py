@@ -16,7 +16,7 @@ from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.documents import document_of
 from workflows.corpus.ingested import QUARANTINE, UnitReport, UnitWriter, part_of, stored
-from workflows.corpus.parts import read_facts
+from workflows.corpus.parts import read_facts, wrote
 from workflows.corpus.progress import Progress
 from workflows.corpus.sources import Draft, Refused
 from workflows.corpus.sources.protocol import head
@@ -62,6 +62,8 @@ def run(config: CorpusConfig) -> IngestReport:
     if missing:
         with cluster():
             ingest_units(config, missing)
+        for unit in missing:
+            wrote(join(config.root, "documents", unit.source), [part_of(config, unit)])
     found = reports(config, units)
     _hash(config, found)
     for source, account in accounts(found).items():

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from workflows.storage import explained, join, open_fs, put_atomic, read_bytes
+from workflows.storage import exists, explained, join, open_fs, put_atomic, read_bytes
 
 FACTS = b"oneflow"
 READERS_AT_ONCE = 8
+_written: dict[str, set[str]] = {}
+"""Folder -> names of the parts that the tasks of this process wrote there."""
 GROUP_ROWS = 8192
 GROUP_BYTES = 16 << 20
 """A part that is written row by row is cut into groups of rows at whichever comes first: what is held in memory."""
@@ -93,6 +95,8 @@ def read_facts(urls: Sequence[str]) -> list[dict[str, Any]]:
 def list_parts(*where: str) -> dict[str, str]:
     """Name (without suffix) -> URL of the parts in the directory `where`; empty when there is none.
 
+    A listing may be behind what was just written; what it does not show is asked for by name (`wrote`).
+
     Raises:
         OneFlowError: the bucket does not exist, so that nothing can ever be written there.
     """
@@ -104,8 +108,15 @@ def list_parts(*where: str) -> dict[str, str]:
         except FileNotFoundError as error:
             if "bucket does not exist" in str(error):
                 raise
-            return {}
-    return {n.removesuffix(".parquet"): join(folder, n) for n in sorted(names) if _is_part(n)}
+            names = []
+    found = {n.removesuffix(".parquet") for n in names if _is_part(n)}
+    found |= {n for n in _written.get(folder, set()) - found if exists(join(folder, f"{n}.parquet"))}
+    return {n: join(folder, f"{n}.parquet") for n in sorted(found)}
+
+
+def wrote(folder: str, names: Iterable[str]) -> None:
+    """Tasks of this process have written the parts `names` into `folder`."""
+    _written.setdefault(folder, set()).update(names)
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:

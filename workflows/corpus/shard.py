@@ -6,7 +6,7 @@ same whatever machine wrote which, and Ray Data only has to bring the rows of a 
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,11 +63,17 @@ class _Plan:
     """URLs of the batches that were found by trial."""
 
 
-def run(config: CorpusConfig, models: Models | None = None, partitions: int | None = None) -> ShardReport:
+def run(
+    config: CorpusConfig,
+    models: Models | None = None,
+    partitions: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> ShardReport:
     """Write the shards of this version, then its manifest, then point `latest` at it.
 
     `models` are the ids of codec and encoder where they are known already; `partitions` those of the shuffle, which
-    change no byte.
+    change no byte. `check` is called before anything becomes visible, and raises where another process builds the
+    corpus now.
 
     Raises:
         OneFlowError: a source that was not ingested, an image that was not encoded.
@@ -82,7 +88,9 @@ def run(config: CorpusConfig, models: Models | None = None, partitions: int | No
         written = write(plan.writing, partitions)
     manifest = _manifest(config, units, selection, plan, written)
     for name, data in manifest.files().items():
+        check()
         put_atomic(join(url, name), data)
+    check()
     put_atomic(join(config.root, "shards", config.name, LATEST_NAME), f"{plan.version}\n".encode())
     return ShardReport(url, manifest, written.reused, time.monotonic() - begin)
 

@@ -1,5 +1,7 @@
 """Verify: a sharded corpus against its manifest, by digests; deep: every sample of it."""
 
+import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,29 +9,45 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from oneflow_core.data.index import ShardError, ShardIndex
-from oneflow_core.data.manifest import LISTS, MANIFEST_NAME, Manifest, ManifestError, ShardEntry
-from oneflow_core.data.reader import ShardReader, index_url
-from oneflow_core.data.shard import Sample
+from oneflow_core.data.manifest import LATEST_NAME, LISTS, MANIFEST_NAME, Manifest, ManifestError
+from oneflow_core.data.reader import index_url
 from oneflow_core.data.table import Table
 from workflows.corpus.progress import Progress
+from workflows.corpus.shard_check import check_shard, is_missing
 from workflows.errors import OneFlowError, Refused
-from workflows.storage import explained, join, read_bytes, sha256
+from workflows.storage import exists, explained, join, open_fs, read_bytes, sha256
 
 SHARDS_AT_ONCE = 4
 PROBLEMS_TOLD = 5
+MEND = "build it again with oneflow corpus build"
+
+
+class Unsound(Refused):
+    """A corpus that does not hold what its manifest says; `problems` are all that were found."""
+
+    def __init__(self, url: str, problems: Sequence[str]) -> None:
+        more = f" (and {len(problems) - PROBLEMS_TOLD} more)" if len(problems) > PROBLEMS_TOLD else ""
+        super().__init__(f"corpus {url}", "; ".join(problems[:PROBLEMS_TOLD]) + more, MEND)
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was found to hold: `samples` were opened one by one if `deep`, else counted by the indexes."""
+    """What was found to hold: `samples` were opened one by one if `deep`, else counted by the indexes.
+
+    `strangers` are the names of files in the version's directory that belong to nothing there: no reader minds them.
+    """
 
     manifest: Manifest
     deep: bool
     samples: int
+    strangers: tuple[str, ...]
+    seconds: float
+
+    @property
+    def mb_s(self) -> float:
+        """Megabytes of shards a second."""
+        return self.manifest.totals.bytes / 1e6 / max(self.seconds, 1e-9)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -40,7 +58,11 @@ class VerifyReport:
             "shards": len(found.shards),
             "samples": self.samples,
             "deep": self.deep,
+            "strangers": list(self.strangers),
+            "seconds": round(self.seconds, 3),
+            "mb_s": round(self.mb_s, 1),
             "ok": True,
+            "problems": [],
         }
 
 
@@ -49,13 +71,22 @@ def load_manifest(url: str) -> Manifest:
 
     Raises:
         OneFlowError: there is none.
-        Refused: it is there, but not valid.
+        Refused: it is there, but not valid; or `latest` names a version that is not there.
     """
+    open_fs(url)
     try:
         with explained(url):
-            return _load(url)
+            return Manifest.load(url)
     except ManifestError as error:
-        raise Refused(f"corpus {url}", str(error), "build it again with oneflow corpus build") from None
+        raise Unsound(url, [str(error)]) from None
+    except OneFlowError as error:
+        if not is_missing(error):
+            raise
+        if exists(join(url, LATEST_NAME)) and not url.endswith(".json"):
+            raise Unsound(url, [f"{LATEST_NAME}: the version that it names is not there"]) from None
+        raise OneFlowError(
+            f"corpus {url}", str(error.__cause__), "name the directory that oneflow corpus build told"
+        ) from None
 
 
 def verify(url: str, deep: bool = False) -> VerifyReport:
@@ -63,34 +94,39 @@ def verify(url: str, deep: bool = False) -> VerifyReport:
 
     Raises:
         OneFlowError: no corpus there.
-        Refused: something does not hold; the first problems are told, and how many there are.
+        Unsound: something does not hold; all problems are told.
     """
+    begin = time.monotonic()
     manifest = load_manifest(url)
     progress = Progress("verify", len(manifest.shards), "shards")
-    problems = list(_lists(manifest))
+    if problems := [*_pointer(url, manifest), *_lists(manifest)]:
+        # What shards there are is not known for sure.
+        raise Unsound(manifest.base, problems)
+    problems = list(_contents(manifest))
     seen = Counter[str]()
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        for found, counts in pool.map(partial(_shard, manifest, deep), manifest.shards):
+        for found, counts in pool.map(partial(check_shard, manifest, deep), manifest.shards):
             problems += found
             seen.update(counts)
             progress.add(1)
     if deep and not problems:
         problems += _sums(manifest, seen)
     if problems:
-        more = f" (and {len(problems) - PROBLEMS_TOLD} more)" if len(problems) > PROBLEMS_TOLD else ""
-        told = "; ".join(problems[:PROBLEMS_TOLD]) + more
-        raise Refused(f"corpus {manifest.base}", told, "build it again with oneflow corpus build")
-    progress.finish("all as the manifest says")
-    return VerifyReport(manifest, deep, seen["samples"])
+        raise Unsound(manifest.base, problems)
+    report = VerifyReport(manifest, deep, seen["samples"], _strangers(manifest), time.monotonic() - begin)
+    progress.finish(f"all as the manifest says, {report.mb_s:,.0f} MB/s")
+    return report
 
 
-def _load(url: str) -> Manifest:
-    try:
-        return Manifest.load(url)
-    except FileNotFoundError as error:
-        raise OneFlowError(
-            f"corpus {url}", str(error), "name the directory that oneflow corpus build told"
-        ) from None
+def _pointer(url: str, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with `latest`, where the manifest was found through it."""
+    base, _, version = manifest.base.rpartition("/")
+    if url.rstrip("/") != base:
+        return
+    if manifest.version != version:
+        yield f"{LATEST_NAME}: names {version}, where the manifest of {manifest.version} lies"
+    if not re.fullmatch(rb"[\w.-]+\n", read_bytes(join(base, LATEST_NAME))):
+        yield f"{LATEST_NAME}: is not the name of a version and a newline"
 
 
 def _lists(manifest: Manifest) -> Iterator[str]:
@@ -98,76 +134,40 @@ def _lists(manifest: Manifest) -> Iterator[str]:
     if read_bytes(join(manifest.base, MANIFEST_NAME)) != manifest.to_bytes():
         yield f"{MANIFEST_NAME}: was written by something else"
     for name, file in manifest.lists.items():
-        data = read_bytes(join(manifest.base, f"{name}.parquet"))
+        try:
+            data = read_bytes(join(manifest.base, file.file_name(name)))
+        except OneFlowError as error:
+            if not is_missing(error):
+                raise
+            yield f"{file.file_name(name)}: {error.cause}"
+            continue
         if sha256(data) != file.sha256:
-            yield f"{name}.parquet: another digest"
+            yield f"{file.file_name(name)}: another digest"
         elif Table.of_bytes(LISTS[name], data) != getattr(manifest, name):
-            yield f"{name}.parquet: is not the list that the manifest has"
+            yield f"{file.file_name(name)}: is not the list that the manifest has"
 
 
-def _shard(manifest: Manifest, deep: bool, entry: ShardEntry) -> tuple[list[str], Counter[str]]:
-    """Problems of a shard, and counts of what it holds."""
-    url = manifest.shard_url(entry)
-    try:
-        data, index_data = read_bytes(url), read_bytes(index_url(url))
-        index = ShardIndex.from_bytes(index_data)
-        problems = list(_digests(entry, data, index_data, index))
-        counts = Counter({"samples": len(index.samples)})
-        if deep and not problems:
-            counts = _samples(manifest, entry, ShardReader(data, index), problems)
-    except (OneFlowError, ShardError) as error:
-        return [f"{entry.name}: {error}"], Counter()
-    return problems, counts
+def _contents(manifest: Manifest) -> Iterator[str]:
+    """A shard that stands twice, parts of other encoders than the manifest names, images without any."""
+    if len({entry.name for entry in manifest.shards}) != len(manifest.shards):
+        yield f"{MANIFEST_NAME}: names a shard twice"
+    for kind, model in (("latents", manifest.codec), ("features", manifest.encoder)):
+        used = {p.path.split("/")[1] for p in manifest.parts if p.path.startswith(f"{kind}/")}
+        for other in sorted(used - {model}):
+            yield f"{MANIFEST_NAME}: was made of {kind} by {other}, and says that they are by {model}"
+    if manifest.totals.images and manifest.codec is None:
+        yield f"{MANIFEST_NAME}: has {manifest.totals.images} images, and no codec"
 
 
-def _digests(entry: ShardEntry, data: bytes, index_data: bytes, index: ShardIndex) -> Iterator[str]:
-    if len(data) != entry.bytes or sha256(data) != entry.sha256:
-        yield f"{entry.name}: {len(data)} bytes of another digest, {entry.bytes} of {entry.sha256[:12]} are meant"
-    if sha256(index_data) != entry.index_sha256:
-        yield f"{index_url(entry.name)}: another digest"
-    if len(index.samples) != entry.samples:
-        yield f"{index_url(entry.name)}: {len(index.samples)} samples, {entry.samples} are meant"
-
-
-def _samples(manifest: Manifest, entry: ShardEntry, reader: ShardReader, problems: list[str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    if reader.index != ShardIndex.of_tar(reader.read_tar()):
-        problems.append(f"{index_url(entry.name)}: is not the index of its tar")
-    for sample in reader:
-        problems += [f"{entry.name}: {sample.document.doc_id}: {p}" for p in _arrays(manifest, sample)]
-        counts["samples"] += 1
-        counts["images"] += len(sample.latents)
-        counts["text_bytes"] += sum(len(text.text.encode()) for text in sample.document.texts)
-        counts[f"licence {sample.document.licence}"] += 1
-        counts[f"source {sample.document.source}"] += 1
-    if (counts["samples"], counts["images"], counts["text_bytes"]) != (
-        entry.samples,
-        entry.images,
-        entry.text_bytes,
-    ):
-        problems.append(
-            f"{entry.name}: samples, images or bytes of text are not as many as the manifest says"
-        )
-    return counts
-
-
-def _arrays(manifest: Manifest, sample: Sample) -> Iterator[str]:
-    yield from _kind("latent", sample.latents, manifest.latent_shapes)
-    if manifest.features_shape is not None and len(sample.features) != len(sample.latents):
-        yield "features are missing"
-    shapes = () if manifest.features_shape is None else (manifest.features_shape,)
-    yield from _kind("features", sample.features, shapes)
-
-
-def _kind(
-    name: str, arrays: Sequence[NDArray[np.float16]], shapes: Sequence[tuple[int, ...]]
-) -> Iterator[str]:
-    for i, array in enumerate(arrays):
-        if array.shape not in shapes:
-            meant = " or ".join(str(list(shape)) for shape in shapes)
-            yield f"{name} {i} is {list(array.shape)}, not {meant or 'meant to be there'}"
-        if not np.isfinite(array).all():
-            yield f"{name} {i} has values that are not finite"
+def _strangers(manifest: Manifest) -> tuple[str, ...]:
+    """Files in the version's directory that neither the manifest nor its lists name."""
+    filesystem, path = open_fs(manifest.base)
+    with explained(manifest.base):
+        there = {name.rstrip("/").rpartition("/")[2] for name in filesystem.ls(path, detail=False)}
+    there -= {MANIFEST_NAME, *(file.file_name(name) for name, file in manifest.lists.items())}
+    for entry in manifest.shards:
+        there -= {entry.name, index_url(entry.name)}
+    return tuple(sorted(there))
 
 
 def _sums(manifest: Manifest, seen: Counter[str]) -> Iterator[str]:

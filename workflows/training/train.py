@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workflows.config import digest
+from workflows.corpus.holds import reading
 from workflows.errors import OneFlowError
 from workflows.storage import delete, join, open_fs
 from workflows.tracking import end_run
@@ -69,7 +70,7 @@ def run(
             f"train: the run has ended at step {(read_progress(root) or {})['step']}; nothing is left to train"
         )
     else:
-        with watched(root, say), _run_is_ended(config, key):
+        with reading(materials.manifests), watched(root, say), _run_is_ended(config, key):
             _fit(config, key, root)
     trained = time.monotonic()
     registered, run_id = export_and_register(config, materials, key, root)
