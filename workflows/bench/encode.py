@@ -174,7 +174,7 @@ def bare_loop(
 
     torch.set_num_threads(1)
     # Ray gives way to others with its workers: beside other work, the loop is to do so too.
-    os.nice(int(os.environ.get("RAY_worker_niceness", WORKER_NICENESS)))
+    os.nice(int(os.environ.get("RAY_worker_niceness", WORKER_NICENESS)))  # noqa: SIM112 (Ray's name)
     model = LatentCodec.from_pretrained(codec, subfolder=subfolder, device=device)
     pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
     batch = 64

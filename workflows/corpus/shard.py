@@ -6,6 +6,7 @@ same whatever machine wrote which, and Ray Data only has to bring the rows of a 
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -193,7 +194,9 @@ def _manifest(
     accounts, left_out = ingest.accounts(units), selection.left_out(units)
     for source, account in accounts.items():
         left = left_out[source]
-        accounts[source] = Account(account.read, account.kept - left.total(), {**account.refused, **left})
+        # Ingest and encode may refuse for the same reason.
+        refused = dict(Counter(account.refused) + left)
+        accounts[source] = Account(account.read, account.kept - left.total(), refused)
     return Manifest(
         name=config.name,
         version=plan.version,
