@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BACKGROUND = (255, 255, 255)
 """What stands behind transparent pixels."""
 ORIENTATION = 0x0112
-"""EXIF's tag; 5 to 8 turn by a quarter."""
+"""EXIF's tag for how a picture is to be turned."""
 
 
 def fit(image: Image, size: int) -> NDArray[np.uint8]:
@@ -30,9 +30,8 @@ def cover(image: Image, width: int, height: int) -> NDArray[np.uint8]:
     A picture that is RGB and has these sides already comes back bit by bit.
     """
     from PIL import Image as Images
-    from PIL import ImageOps
 
-    upright = _opaque(ImageOps.exif_transpose(image))
+    upright = opaque(image)
     across = max(1, min(upright.width, round(upright.height * width / height)))
     down = max(1, min(upright.height, round(upright.width * height / width)))
     left, top = (upright.width - across) // 2, (upright.height - down) // 2
@@ -40,19 +39,63 @@ def cover(image: Image, width: int, height: int) -> NDArray[np.uint8]:
     return np.array(part.resize((width, height), Images.Resampling.BICUBIC), np.uint8)
 
 
+def opaque(image: Image) -> Image:
+    """`image` upright and in RGB, on white where it is transparent; greys of 16 bits are scaled to 8."""
+    from PIL import Image as Images
+
+    upright = _upright(image)
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        return _grey(upright)
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    # Premultiplied grey has no direct way to RGBA.
+    rgba = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
+    return Images.alpha_composite(Images.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
+
+
+def orientation(image: Image) -> int:
+    """How `image` is to be turned, as EXIF counts it: 1 (not at all) to 8; 1 where its EXIF is absent or damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 Pillow raises what the damage leads it to
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
 def upright_size(image: Image) -> tuple[int, int]:
-    """Width and height once `image` is turned as its EXIF says; nothing is decoded for it."""
-    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    """Width and height once `image` is turned as its EXIF says. A PNG, where that may stand last, is decoded."""
+    # Pillow gives a TIFF's size as turned, that of all others as stored.
+    turned = orientation(image) >= 5 and image.format != "TIFF"
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def _opaque(image: Image) -> Image:
+def _upright(image: Image) -> Image:
+    from PIL.Image import Transpose
+
+    image.load()
+    turns = (
+        None,
+        Transpose.FLIP_LEFT_RIGHT,
+        Transpose.ROTATE_180,
+        Transpose.FLIP_TOP_BOTTOM,
+        Transpose.TRANSPOSE,
+        Transpose.ROTATE_270,
+        Transpose.TRANSVERSE,
+        Transpose.ROTATE_90,
+    )
+    turn = turns[orientation(image) - 1]
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
+
+
+def _grey(image: Image) -> Image:
     from PIL import Image as Images
 
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        depth = np.asarray(image, np.float64) / (65535 if image.mode != "F" else 1.0)
-        return Images.fromarray((depth.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Images.alpha_composite(Images.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
+    values = np.asarray(image, np.float64)
+    depth = (values / (65535 if image.mode != "F" else 1.0)).clip(0, 1)
+    if isinstance(image.info.get("transparency"), int):
+        depth[values == image.info["transparency"]] = 1.0
+    return Images.fromarray((depth * 255).round().astype(np.uint8)).convert("RGB")

@@ -1,15 +1,18 @@
 """What a command may fail with: every error names the input, the cause and the mend."""
 
+from workflows.urls import without_secrets
+
 
 class OneFlowError(Exception):
     """A failure that a user can act on; the command ends with `exit_code`.
 
-    `what` names the input that failed, `cause` why, `mend` what to do about it.
+    `what` names the input that failed, `cause` why, `mend` what to do about it; URLs lose their secrets.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, cause: str, mend: str) -> None:
+        what, cause, mend = (without_secrets(part) for part in (what, cause, mend))
         super().__init__(what, cause, mend)
         self.what = what
         self.cause = cause

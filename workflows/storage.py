@@ -20,6 +20,7 @@ from fsspec.spec import AbstractFileSystem
 
 from workflows.errors import OneFlowError
 from workflows.storage_errors import explain, is_exists
+from workflows.urls import without_secrets
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
@@ -139,7 +140,8 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise explain(url, error) from error
+        # Ray prints causes; one that shows a secret is left out.
+        raise explain(url, error) from (error if without_secrets(str(error)) == str(error) else None)
 
 
 def _match(pattern: str) -> list[str]:

@@ -3,6 +3,7 @@
 import errno
 
 from workflows.errors import OneFlowError
+from workflows.urls import without_secrets
 
 _ENDPOINT = "AWS_ENDPOINT_URL"
 _CREDENTIALS = (
@@ -14,6 +15,7 @@ def explain(url: str, error: Exception) -> Exception:
     """The OneFlowError that tells `error`, met at `url`; `error` itself where it is a bug, not a failed store."""
     if isinstance(error, OneFlowError):
         return error
+    url = without_secrets(url)
     names = {kind.__name__ for kind in type(error).__mro__}
     for name, cause, mend in _BY_NAME:
         if name in names:

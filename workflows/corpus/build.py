@@ -1,19 +1,19 @@
 """Build: ingest, encode, shard, one after the other; or nothing at all, told within seconds."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from oneflow_core.data.manifest import Manifest, ManifestError
+from oneflow_core.data.manifest import Account, Manifest, ManifestError
 from oneflow_core.data.reader import index_url
-from workflows.corpus import encode, ingest, shard
+from workflows.corpus import encode, ingest, ingested, shard
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.models import Models
 from workflows.corpus.parts import list_parts
-from workflows.corpus.units import list_units
+from workflows.corpus.units import Unit, list_units
 from workflows.storage import explained, join, open_fs
 
 Stage = Literal["ingest", "encode", "shard"]
@@ -30,7 +30,11 @@ class BuildReport:
     done: Mapping[str, int] = field(default_factory=dict)
     """How many files, images, shards were made now."""
     reused: Mapping[str, int] = field(default_factory=dict)
-    """How many of each had been made before."""
+    """What was there from before and not made again: files, documents, images, shards."""
+    cleaned: int | None = None
+    """Texts that clean-up changed; None where ingest did not run."""
+    ingested: Mapping[str, Account] = field(default_factory=dict)
+    """By source what ingest read, kept and refused; empty where it did not run."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -41,6 +45,9 @@ class BuildReport:
             "done": dict(self.done),
             "reused": dict(self.reused),
         }
+        if self.cleaned is not None:
+            told["cleaned"] = self.cleaned
+            told["ingested"] = {source: asdict(account) for source, account in self.ingested.items()}
         if found is not None:
             told |= {"url": found.base, "name": found.name, "version": found.version, "codec": found.codec}
             told |= {
@@ -71,16 +78,21 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
     begin = time.monotonic()
     manifest = finished(config)
     if manifest is not None:
-        return BuildReport(False, manifest, {"check": time.monotonic() - begin})
+        reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
+        reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
+        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, {}, reused)
     seconds: dict[str, float] = {}
     done: dict[str, int] = {}
-    reused: dict[str, int] = {}
+    reused = {}
+    cleaned, accounts = None, dict[str, Account]()
     models: Models | None = None
     with cluster() if stage is None else nullcontext():
         if stage in (None, "ingest"):
-            ingested = ingest.run(config)
-            seconds["ingest"] = ingested.seconds
-            done["files"], reused["files"] = ingested.made, len(ingested.units) - ingested.made
+            found = ingest.run(config)
+            seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
+            accounts = ingest.accounts(found.units)
+            done["files"] = found.made
+            reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)
             seconds["encode"], models = encoded.seconds, (encoded.codec, encoded.encoder)
@@ -89,7 +101,7 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
             sharded = shard.run(config, models)
             seconds["shard"], manifest = sharded.seconds, Manifest.load(sharded.url)
             done["shards"], reused["shards"] = len(manifest.shards) - sharded.reused, sharded.reused
-    return BuildReport(True, manifest, seconds, done, reused)
+    return BuildReport(True, manifest, seconds, done, reused, cleaned, accounts)
 
 
 def finished(config: CorpusConfig) -> Manifest | None:
@@ -106,7 +118,7 @@ def finished(config: CorpusConfig) -> Manifest | None:
     listed = [(u.source, u.name, u.size, u.etag) for u in units]
     made_of = [(i.source, i.name, i.size, i.etag) for i in manifest.inputs]
     same = manifest.created_by["config_digest"] == config.digest() and made_of == listed
-    return manifest if same and _whole(manifest) and _quarantined(config, manifest) else None
+    return manifest if same and _whole(manifest) and not _retried(config, units, manifest) else None
 
 
 def _latest(url: str) -> Manifest | None:
@@ -120,13 +132,20 @@ def _latest(url: str) -> Manifest | None:
     return None
 
 
-def _quarantined(config: CorpusConfig, manifest: Manifest) -> bool:
-    """Whether all that was refused is still in quarantine: what was taken out is to be tried again."""
-    named = {part.path for part in manifest.parts if part.path.startswith("quarantine/")}
-    there: set[str] = set()
-    for folder in {path.rpartition("/")[0] for path in named}:
-        there |= {f"{folder}/{name}.parquet" for name in list_parts(config.root, folder)}
-    return named <= there
+def _retried(config: CorpusConfig, units: Sequence[Unit], manifest: Manifest) -> bool:
+    """Whether a retry of what was refused gave other documents since, or refusals were taken back to be tried again."""
+    there, made_of = ingested.stored(config), {part.path for part in manifest.parts}
+    found = (there.get((unit.source, ingested.part_of(config, unit))) for unit in units)
+    refused = {path for path in made_of if path.startswith("quarantine/")}
+    folders = {path.rpartition("/")[0] for path in refused}
+    left = {url for folder in folders for url in list_parts(config.root, folder).values()}
+    return any(part and _below(config, part[1]) not in made_of for part in found) or not refused <= {
+        _below(config, url) for url in left
+    }
+
+
+def _below(config: CorpusConfig, url: str) -> str:
+    return url.removeprefix(config.root).lstrip("/")
 
 
 def _whole(manifest: Manifest) -> bool:

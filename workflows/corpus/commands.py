@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from workflows.corpus.quarantine_commands import quarantine_app
 from workflows.output import AsJson, print_json
 
 corpus_app = typer.Typer(help="Make, build and check corpora.", no_args_is_help=True)
+corpus_app.add_typer(quarantine_app, name="quarantine")
 
 
 @corpus_app.command()

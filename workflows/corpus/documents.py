@@ -1,36 +1,52 @@
-"""Drafts become documents, or are refused: the schema checks that every row of every source passes."""
+"""Drafts become documents, or are refused: the checks, clean-up and filters that every row of every source passes."""
 
 import hashlib
+from dataclasses import dataclass
 
-from oneflow_core.document import Document, ImageSegment, Segment, TextSegment
-from workflows.corpus.config import LimitsConfig
+from oneflow_core.document import Document, ImageSegment, Role, Segment, TextSegment
+from workflows.corpus.cleanup import TextError, cleaned
+from workflows.corpus.config import CorpusConfig
+from workflows.corpus.filters import FiltersConfig, refusal_of_columns, refusal_of_image, refusal_of_texts
 from workflows.corpus.pictures import PictureError, probe
 from workflows.corpus.sources import Draft, Picture, Refused
 from workflows.corpus.sources.protocol import head
 from workflows.corpus.units import Unit
 
+Cleaned = list[str | Picture]
+
 
 class CheckError(ValueError):
-    """A segment that is refused; its text is the reason."""
+    """A row that is refused; its text is the reason. `head` is what to keep of it."""
+
+    def __init__(self, reason: str, head: bytes = b"") -> None:
+        super().__init__(reason)
+        self.head = head
 
 
-def document_of(draft: Draft, unit: Unit, limits: LimitsConfig) -> Document | Refused:
-    """The checked document; its images are decoded once, to the last row, to know that they can be."""
-    if sum(isinstance(content, Picture) for content, _ in draft.segments) > limits.images:
-        return Refused(draft.key, "too many images")
-    segments: list[Segment] = []
-    for content, role in draft.segments:
-        try:
-            if isinstance(content, Picture):
-                segments.append(ImageSegment(*_image(content, limits), role))
-            else:
-                segments.append(TextSegment(_text(content, limits), role))
-        except (CheckError, PictureError) as error:
-            raw = content.data or content.name.encode() if isinstance(content, Picture) else content
-            return Refused(draft.key, str(error), head(raw))
-    return Document(
-        f"{unit.source}/{unit.stem}/{draft.key}", unit.source, draft.licence, tuple(segments), draft.meta
-    )
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A document, and how many of its texts clean-up changed."""
+
+    document: Document
+    cleaned: int
+
+
+def document_of(draft: Draft, unit: Unit, config: CorpusConfig) -> Checked | Refused:
+    """The checked document. What costs least is looked at first; its images are probed, not decoded."""
+    filters = next(source.filters for source in config.sources if source.name == unit.source)
+    try:
+        _check_names(draft)
+        _columns(draft, filters)
+        contents = _texts(draft, config, filters)
+        segments = [
+            _segment(content, role, config, filters)
+            for content, (_, role) in zip(contents, draft.segments, strict=True)
+        ]
+    except CheckError as error:
+        return Refused(draft.key, str(error), error.head)
+    changed = sum(new != old for new, (old, _) in zip(contents, draft.segments, strict=True))
+    key = f"{unit.source}/{unit.stem}/{draft.key}"
+    return Checked(Document(key, unit.source, draft.licence, tuple(segments), draft.meta), changed)
 
 
 def sha256_of(picture: Picture) -> str:
@@ -38,20 +54,56 @@ def sha256_of(picture: Picture) -> str:
     return hashlib.sha256(picture.data or b"").hexdigest()
 
 
-def _text(text: str, limits: LimitsConfig) -> str:
-    if not text.strip():
-        raise CheckError("text empty")
+def _check_names(draft: Draft) -> None:
     try:
-        size = len(text.encode())
+        draft.key.encode()
+        draft.licence.encode()
+        "".join(text for item in draft.meta.items() for text in item).encode()
     except UnicodeEncodeError:
-        raise CheckError("text not utf-8") from None
-    if size > limits.text_bytes:
-        raise CheckError("text too long")
-    return text
+        raise CheckError("text not utf-8", head(f"{draft.key} {draft.licence} {draft.meta}")) from None
 
 
-def _image(picture: Picture, limits: LimitsConfig) -> tuple[str, int, int]:
-    if picture.data is None:
-        raise CheckError(picture.reason)
-    width, height = probe(picture.data, limits)
-    return sha256_of(picture), width, height
+def _columns(draft: Draft, filters: FiltersConfig) -> None:
+    reason = refusal_of_columns(filters, draft.columns)
+    if reason:
+        # What a row lacks is best seen by what it has; of what is only not wanted nothing is kept.
+        names = ", ".join(sorted(map(str, draft.columns)))
+        raise CheckError(reason, head(f"its columns: {names}") if reason.startswith("filter:") else b"")
+
+
+def _texts(draft: Draft, config: CorpusConfig, filters: FiltersConfig) -> Cleaned:
+    """The contents of the segments, texts in their one form."""
+    images = sum(isinstance(content, Picture) for content, _ in draft.segments)
+    if images > config.limits.images:
+        raise CheckError("too many images")
+    found: Cleaned = []
+    for content, _ in draft.segments:
+        found.append(content if isinstance(content, Picture) else _text(content, config))
+    _filter(refusal_of_texts(filters, [text for text in found if isinstance(text, str)], images))
+    return found
+
+
+def _text(text: str, config: CorpusConfig) -> str:
+    try:
+        return cleaned(text, config.cleanup, config.limits.text_bytes)
+    except TextError as error:
+        raise CheckError(str(error), head(text)) from None
+
+
+def _segment(content: str | Picture, role: Role, config: CorpusConfig, filters: FiltersConfig) -> Segment:
+    if not isinstance(content, Picture):
+        return TextSegment(content, role)
+    if content.data is None:
+        raise CheckError(content.reason, head(content.name))
+    try:
+        width, height = probe(content.data, config.limits)
+    except PictureError as error:
+        raise CheckError(str(error), head(content.data or content.name)) from None
+    image = ImageSegment(sha256_of(content), width, height, role)
+    _filter(refusal_of_image(filters, image))
+    return image
+
+
+def _filter(reason: str) -> None:
+    if reason:
+        raise CheckError(reason)

@@ -18,7 +18,7 @@ from workflows.corpus.verify import load_manifest
 from workflows.errors import OneFlowError
 from workflows.storage import delete, exists, explained, join, open_fs, read_bytes
 
-PARTS = ("documents/", "latents/", "features/", "quarantine/")
+PARTS = ("documents/", "hashes/", "latents/", "features/", "quarantine/")
 VERSION = re.compile(r"shards/([^/]+)/([^/]+)/[^/]+")
 YOUNG = "younger than the grace period"
 
@@ -94,7 +94,7 @@ def _listed(root: str) -> Iterator[Stored]:
                 continue
         for name, info in sorted(found.items()):
             path = name.removeprefix(base.rstrip("/")).lstrip("/")
-            yield Stored(path, int(info["size"] or 0), _written(info))
+            yield Stored(path, int(info["size"] or 0), written(info))
 
 
 def _plan(
@@ -150,7 +150,8 @@ def _parts(root: str, version: Version) -> Sequence[Any]:
     return load_manifest(join(root, "shards", *version)).parts
 
 
-def _written(info: Mapping[str, Any]) -> float:
+def written(info: Mapping[str, Any]) -> float:
+    """When an object was written, in seconds of the store's clock, by its entry in a listing."""
     for key in ("LastModified", "mtime", "last_modified", "updated", "created"):
         value = info.get(key)
         if isinstance(value, datetime):

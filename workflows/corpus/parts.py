@@ -2,17 +2,69 @@
 
 import io
 import json
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from workflows.storage import explained, join, open_fs, put_atomic, read_bytes
 
 FACTS = b"oneflow"
 READERS_AT_ONCE = 8
+GROUP_ROWS = 8192
+GROUP_BYTES = 16 << 20
+"""A part that is written row by row is cut into groups of rows at whichever comes first: what is held in memory."""
+ONE_PUT_BYTES = 64 << 20
+"""A larger part is not read into memory to be put: it goes up in pieces, and appears when the last is there."""
+
+
+class PartWriter:
+    """A part that is written row by row, over a file on the local disk; the same rows and facts give the same bytes.
+
+    Nothing is at a URL before `put`. Use it in `with`, which removes the file.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._rows, self._size = schema, list[Mapping[str, Any]](), 0
+        self._folder = tempfile.TemporaryDirectory(prefix="oneflow-part-")
+        self._path = Path(self._folder.name, "part.parquet")
+        self._writer = pq.ParquetWriter(self._path, schema, compression="zstd", compression_level=1)
+        self.count = 0
+        """Rows so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._folder.cleanup()
+
+    def add(self, row: Mapping[str, Any], size: int) -> None:
+        """One more row, which takes about `size` bytes of memory."""
+        self._rows.append(row)
+        self.count, self._size = self.count + 1, self._size + size
+        if len(self._rows) >= GROUP_ROWS or self._size >= GROUP_BYTES:
+            self._flush()
+
+    def put(self, url: str, facts: Mapping[str, Any]) -> None:
+        """Close the part with `facts` in its footer, and put it at `url`, whole."""
+        self._flush()
+        self._writer.add_key_value_metadata({FACTS: json.dumps(facts, sort_keys=True).encode()})
+        self._writer.close()
+        put_file(url, self._path)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows, self._size = [], 0
 
 
 def write_part(url: str, table: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -71,3 +123,24 @@ def _facts(url: str) -> dict[str, Any]:
 
 def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith(".parquet")
+
+
+def put_file(url: str, path: Path) -> None:
+    """The file at `path` to `url`, in one put, by rename or by a multipart upload: there whole, or not at all."""
+    if path.stat().st_size <= ONE_PUT_BYTES:
+        put_atomic(url, path.read_bytes())
+        return
+    filesystem, target = open_fs(url)
+    with explained(url):
+        if not isinstance(filesystem, LocalFileSystem):
+            filesystem.put_file(str(path), target)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,27 +1,44 @@
 """Selection: which of the documents that ingest kept are taken into a corpus, and why the others are not.
 
-What is said here depends on more than one row: shares and weights of sources. It is a function of the config and of
-the parts alone, so that encode and shard, on any machine, take the same.
+What is said here depends on more than one row: deny lists, duplicates, shares and weights, in this order. It is a
+function of the config and of the parts alone, so that encode and shard, on any machine, take the same. To find
+duplicates 16 bytes of each document are held, and as many again while they are ordered.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from oneflow_core.data.manifest import Account
 from workflows.corpus import refusals
+from workflows.corpus.accounts import closed
 from workflows.corpus.config import CorpusConfig
-from workflows.corpus.ingest import UnitReport
+from workflows.corpus.denial import denied, denied_rows
+from workflows.corpus.duplicates import DIGEST, nearly_repeated, repeated
+from workflows.corpus.hashes import read_hashes
+from workflows.corpus.ingest import UnitReport, accounts
 from workflows.corpus.parts import READERS_AT_ONCE, read_part
 from workflows.errors import UsageError
 
 Codes = NDArray[np.uint8]
+T = TypeVar("T")
 TAKEN = 0
-REASONS = ("", "left out by share", "left out by weight", *refusals.REASONS)
+REASONS = (
+    "",
+    "left out by share",
+    "left out by weight",
+    "duplicate",
+    "near duplicate",
+    "denied",
+    *refusals.REASONS,
+)
 """Code -> why a document is left out."""
 
 
@@ -45,6 +62,23 @@ class Selection:
                 counts[REASONS[code]] += int(count)
         return found
 
+    def accounts(self, units: Sequence[UnitReport]) -> dict[str, Account]:
+        """By source: what was read, taken, and refused or left out.
+
+        Raises:
+            OneFlowError: one does not close.
+        """
+        taken: Counter[str] = Counter()
+        for number, unit in enumerate(units):
+            taken[unit.unit.source] += int(self.taken(number).sum())
+        found: dict[str, Account] = {}
+        left = self.left_out(units)
+        for source, account in accounts(units).items():
+            # Ingest and a later stage may have the same reason.
+            refused = Counter(account.refused) + left[source]
+            found[source] = closed(f"source {source}", Account(account.read, taken[source], dict(refused)))
+        return found
+
 
 def select(
     config: CorpusConfig, units: Sequence[UnitReport], refused: refusals.Refusals | None = None
@@ -54,13 +88,19 @@ def select(
 
     Raises:
         UsageError: some sources have a weight and others have none.
+        OneFlowError: near duplicates are looked for, and a unit was not hashed; an account that does not close.
     """
     codes = [np.zeros(unit.account.kept, np.uint8) for unit in units]
     _without(units, codes, refusals.Refusals.load(config) if refused is None else refused)
+    _without_denied(config, units, codes)
+    _without_duplicates(config, units, codes)
+    _without_near_duplicates(config, units, codes)
     shares = {source.name: source.share for source in config.sources}
     _thin(config, units, codes, shares, REASONS.index("left out by share"))
     _thin(config, units, codes, _by_weight(config, units, codes), REASONS.index("left out by weight"))
-    return Selection(tuple(codes))
+    selection = Selection(tuple(codes))
+    selection.accounts(units)
+    return selection
 
 
 def order_of(seed: int, doc_id: str) -> int:
@@ -74,6 +114,75 @@ def _without(units: Sequence[UnitReport], codes: list[Codes], refused: refusals.
         found = refused.rows(read_part(unit.url, ["images"])["images"])
         first = REASONS.index(refusals.REASONS[0])
         codes[place][found >= 0] = first + found[found >= 0]
+
+
+def _without_denied(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
+    """Leave out what a deny list names."""
+    if not config.deny:
+        return
+    entries = denied([url.replace("${root}", config.root) for url in config.deny])
+
+    def mark(place: int) -> None:
+        found = denied_rows(read_part(units[place].url, ["doc_id", "images"]), entries)
+        codes[place][found & (codes[place] == TAKEN)] = REASONS.index("denied")
+
+    _each(units, mark)
+
+
+def _without_duplicates(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
+    """Leave out what says, or shows, what an earlier document does."""
+    if config.duplicates.exact == "off" or not units:
+        return
+    column = "content" if config.duplicates.exact == "document" else "pictures"
+
+    def read(place: int) -> NDArray[np.void]:
+        return _fixed(read_part(units[place].url, [column])[column], DIGEST)[codes[place] == TAKEN]
+
+    found = repeated(np.concatenate(_each(units, read)))
+    _mark(codes, [held == TAKEN for held in codes], found, REASONS.index("duplicate"))
+
+
+def _without_near_duplicates(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
+    """Leave out what shows almost what an earlier document does, and says the same if it is an instruction."""
+    if config.duplicates.near == "off" or not units:
+        return
+
+    def read(place: int) -> tuple[NDArray[np.bool_], NDArray[np.uint64], NDArray[np.uint64]]:
+        unit = units[place]
+        values, known = read_hashes(unit.url)
+        texts = read_part(unit.url, ["texts"])["texts"].fill_null(bytes(8))
+        chosen = known & (codes[place] == TAKEN)
+        return chosen, values[chosen], _fixed(texts, np.dtype("u8"))[chosen]
+
+    chosen, values, groups = zip(*_each(units, read), strict=True)
+    found = nearly_repeated(np.concatenate(values), np.concatenate(groups), config.duplicates.distance)
+    _mark(codes, chosen, found, REASONS.index("near duplicate"))
+
+
+def _mark(
+    codes: Sequence[Codes], chosen: Sequence[NDArray[np.bool_]], found: NDArray[np.bool_], code: int
+) -> None:
+    """Set `code` where `found` is true, which has a place for each row that was chosen, unit by unit."""
+    start = 0
+    for held, rows in zip(codes, chosen, strict=True):
+        count = int(rows.sum())
+        held[np.flatnonzero(rows)[found[start : start + count]]] = code
+        start += count
+
+
+def _fixed(column: pa.ChunkedArray, kind: np.dtype[Any]) -> NDArray[Any]:
+    """A column of binary values, all as long as `kind`, as an array of it."""
+    return np.concatenate(
+        [
+            np.zeros(0, kind),
+            *(np.frombuffer(c.buffers()[1], kind)[c.offset :][: len(c)] for c in column.chunks),
+        ]
+    )
+
+
+def _each(units: Sequence[UnitReport], read: Callable[[int], T]) -> list[T]:
+    with ThreadPoolExecutor(READERS_AT_ONCE) as pool:
+        return list(pool.map(read, range(len(units))))
 
 
 def _thin(
@@ -93,8 +202,7 @@ def _thin(
         drawn = [order_of(config.seed, f"{code}:{doc_id}") >= share * 2**64 for doc_id in ids]
         codes[place][np.array(drawn) & (codes[place] == TAKEN)] = code
 
-    with ThreadPoolExecutor(READERS_AT_ONCE) as pool:
-        list(pool.map(thin, range(len(units))))
+    _each(units, thin)
 
 
 def _by_weight(config: CorpusConfig, units: Sequence[UnitReport], codes: Sequence[Codes]) -> dict[str, float]:

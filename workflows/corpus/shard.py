@@ -6,7 +6,6 @@ same whatever machine wrote which, and Ray Data only has to bring the rows of a 
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.data.manifest import LATEST_NAME, Account, Input, Manifest, Part, ShardEntry, Totals
+from oneflow_core.data.manifest import LATEST_NAME, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.table import Table
 from workflows.corpus import ingest
 from workflows.corpus.batch import batch_urls
@@ -24,7 +23,8 @@ from workflows.corpus.config import FORMAT, CorpusConfig
 from workflows.corpus.digests import SHA256, Digests
 from workflows.corpus.encode import load_stores
 from workflows.corpus.encoded import Shape, Store
-from workflows.corpus.ingest import UnitReport, quarantined
+from workflows.corpus.hashes import hashes_of
+from workflows.corpus.ingest import UnitReport
 from workflows.corpus.models import Models, identify
 from workflows.corpus.provenance import created_by
 from workflows.corpus.refusals import Refusals
@@ -150,6 +150,7 @@ def _version(
     digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
+        digest.update(f"{unit.documents_sha256}\n".encode())
     digest.update(images.tobytes())
     for store in stores:
         digest.update(f"{store.kind}:{store.model}\n".encode())
@@ -191,12 +192,6 @@ def _mean_bytes(shapes: dict[Shape, int]) -> float:
 def _manifest(
     config: CorpusConfig, units: Sequence[UnitReport], selection: Selection, plan: _Plan, written: Written
 ) -> Manifest:
-    accounts, left_out = ingest.accounts(units), selection.left_out(units)
-    for source, account in accounts.items():
-        left = left_out[source]
-        # Ingest and encode may refuse for the same reason.
-        refused = dict(Counter(account.refused) + left)
-        accounts[source] = Account(account.read, account.kept - left.total(), refused)
     return Manifest(
         name=config.name,
         version=plan.version,
@@ -210,13 +205,14 @@ def _manifest(
         shards=Table.of(ShardEntry, written.entries),
         totals=Totals.of(written.entries),
         licences=dict(written.licences),
-        accounts=accounts,
+        accounts=selection.accounts(units),
     )
 
 
 def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> list[str]:
     """Paths below the root of all that the version was made from, and of what was refused on the way."""
     used = {url for piece in plan.writing.pieces for url in (piece.url, *piece.latents, *piece.features)}
-    refused = {quarantined(config, unit.unit) for unit in units if unit.account.refused}
-    found = used | refused | set(plan.quarantine) | set(plan.batches)
+    refused = {unit.quarantine for unit in units if unit.account.refused}
+    hashed = {hashes_of(unit.url) for unit in units if config.duplicates.near != "off"}
+    found = used | refused | hashed | set(plan.quarantine) | set(plan.batches)
     return sorted(url.removeprefix(config.root).lstrip("/") for url in found)

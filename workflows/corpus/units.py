@@ -1,69 +1,66 @@
-"""The units of work of a source: its files, found by listing alone, and brought to local disk to be read."""
+"""The units of work of a source: its files, found by listing alone, and read from where they are."""
 
 import hashlib
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from braceexpand import braceexpand
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.spec import AbstractFileSystem
+from dataclasses import dataclass, field, replace
 
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.guarded import guarded
+from workflows.corpus.listing import ARCHIVES, digest_of_places, find_files, find_places, find_units
 from workflows.corpus.source_config import SourceConfig
-from workflows.corpus.sources import READERS, Draft, Reader, Refused
-from workflows.corpus.sources.members import is_image
+from workflows.corpus.sources import READERS, Draft, Picture, Refused
+from workflows.corpus.sources.files import Files, Span
+from workflows.corpus.sources.images import Images, Place
+from workflows.corpus.sources.kept import Kept
+from workflows.corpus.sources.places import TarPlace, UnitFolder, place_at
+from workflows.corpus.sources.stored import StoredFile
+from workflows.corpus.sources.web import Web
 from workflows.errors import OneFlowError, UsageError
-from workflows.storage import explained, open_fs
-
-Listing = Mapping[str, Mapping[str, Any]]
-"""Path of a file -> what the filesystem says of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file as a listing shows it. `etag` changes when its bytes do."""
-
-    url: str
-    size: int
-    etag: str
+from workflows.storage import join, open_fs
+from workflows.urls import without_secrets
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One task's worth of a source: `main` is read, `files` are all that belong to it, companions included.
+    """One task's worth of a source: the file or directory at `address` is read, `files` are all that belong to it.
 
-    `name` is the path of `main` below the fixed part of the URL, the same wherever the data lies; `stem` is that
-    without the format's suffix, and stands in document ids.
+    `name` is its path below the fixed part of the URL, the same wherever the data lies; `stem` is that without the
+    format's suffix, and stands in document ids. `spans` are the bytes that are the unit's, where a large file is cut
+    into several, and `groups` its row groups.
     """
 
     source: str
     name: str
     stem: str
-    main: str
+    address: str = field(repr=False)
     files: tuple[StoredFile, ...]
+    places: str = ""
+    """Digest of the listings of where its images lie; "" where those are among `files`, or on the web."""
+    spans: tuple[Span, ...] = ()
+    groups: tuple[int, int] = (0, 0)
+
+    @property
+    def main(self) -> str:
+        """The URL that is read, as it may be shown."""
+        return without_secrets(self.address)
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        return sum(b - a for a, b in self.spans) if self.spans else sum(file.size for file in self.files)
 
     @property
     def etag(self) -> str:
         """Changes when any file does, or when one comes or goes; no matter where the unit lies."""
-        if len(self.files) == 1:
+        if len(self.files) == 1 and not self.places:
             return self.files[0].etag
-        listed = [f"{_below(self, file)}:{file.size}:{file.etag}" for file in self.files]
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:32]
+        listed = [f"{file.name}:{file.size}:{file.etag}" for file in self.files]
+        return hashlib.sha256("\n".join([*listed, *filter(None, [self.places])]).encode()).hexdigest()[:32]
 
     def part(self, config: CorpusConfig) -> str:
         """Name of the unit's part: the same as long as neither the unit nor what decides its documents changes."""
-        source = next(s for s in config.sources if s.name == self.source)
-        what = f"{config.ingest_digest(source)}:{self.name}:{self.size}:{self.etag}"
+        what = f"{config.ingest_digest(_source(config, self))}:{self.name}:{self.size}:{self.etag}"
         return f"part-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
@@ -71,7 +68,7 @@ def list_units(config: CorpusConfig) -> list[Unit]:
     """All units, in the order of the config's sources and then of their names.
 
     Raises:
-        OneFlowError: a source that matches nothing, or a store that does not answer.
+        OneFlowError: a URL that matches nothing, or a store that does not answer.
         UsageError: two inputs of a source with the same name.
     """
     return [unit for source in config.sources for unit in _units(config, source)]
@@ -80,158 +77,124 @@ def list_units(config: CorpusConfig) -> list[Unit]:
 class Rows:
     """What a unit holds: its drafts and refusals, in order; the same each time."""
 
-    def __init__(self, unit: Unit, path: Path, source: SourceConfig) -> None:
-        self._unit, self._path, self._source = unit, path, source
+    def __init__(self, source: SourceConfig, files: Files, kept: Kept) -> None:
+        self._source, self._files, self._kept = source, files, kept
+        self._whole = False
+        self._taken = hashlib.sha256()
 
     def __iter__(self) -> Iterator[Draft | Refused]:
-        return READERS[self._source.format].read(self._path, self._source)
+        """The rows; a file that breaks is one refusal more, after what was good."""
+        rows = READERS[self._source.format].read(self._files, self._source)
+        for row in guarded(self._files.main, rows):
+            if self._source.limit is not None:
+                self._taken.update(_bytes_of(row))
+            yield row
+        self._whole = True
 
     def sha256(self) -> str:
-        """Digest of the unit's files."""
-        return digest_of(self._unit, self._path)
+        """Digest of the unit's files; of the rows that were read, where a limit ended the reading before their end.
+
+        What was fetched for the rows is stored now, to be the same when they are read again.
+        """
+        self._kept.commit()
+        return self._files.sha256() if self._whole or self._source.limit is None else self._taken.hexdigest()
 
 
 @contextmanager
 def opened(config: CorpusConfig, unit: Unit) -> Iterator[Rows]:
     """The rows of `unit`, for as long as this is open."""
-    source = next(s for s in config.sources if s.name == unit.source)
-    with fetched(unit) as path:
-        yield Rows(unit, path, source)
+    source = _source(config, unit)
+    kept = Kept(join(config.root, "images", source.name, f"{unit.part(config)}.parquet"))
+    web = Web(source.fetch, config.limits.image_bytes, kept)
+    try:
+        with Files(_main_name(unit), unit.files, config.limits, unit.spans, unit.groups) as files:
+            files.images = Images(
+                _places(config, source, unit, files, web), web, elsewhere=bool(source.images)
+            )
+            yield Rows(source, files, kept)
+    finally:
+        kept.close()
 
 
-@contextmanager
-def fetched(unit: Unit) -> Iterator[Path]:
-    """A local path of the unit's main file or directory, companions beside it, for as long as this is open."""
-    filesystem, main = open_fs(unit.main)
-    if isinstance(filesystem, LocalFileSystem):
-        yield Path(main)
-        return
-    with tempfile.TemporaryDirectory(prefix="oneflow-ingest-") as folder:
-        paths = [open_fs(file.url)[1] for file in unit.files]
-        local = [str(Path(folder, _below(unit, file))) for file in unit.files]
-        for path in local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with explained(unit.main):
-            filesystem.get(paths, local)
-        yield Path(folder, main.rpartition("/")[2])
+def _source(config: CorpusConfig, unit: Unit) -> SourceConfig:
+    return next(s for s in config.sources if s.name == unit.source)
 
 
-def digest_of(unit: Unit, path: Path) -> str:
-    """SHA-256 of the unit's only file, or over the names and SHA-256 of all, as fetched to `path`."""
-    digests = []
-    for file in unit.files:
-        with (path.parent / _below(unit, file)).open("rb") as stream:
-            digests.append((_below(unit, file), hashlib.file_digest(stream, "sha256").hexdigest()))
-    if len(digests) == 1:
-        return digests[0][1]
-    return hashlib.sha256("\n".join(f"{name}:{value}" for name, value in digests).encode()).hexdigest()
+def _main_name(unit: Unit) -> str:
+    return next((file.name for file in unit.files if file.url == unit.address), unit.name.rpartition("/")[2])
 
 
-def _below(unit: Unit, file: StoredFile) -> str:
-    """The file's path relative to the directory that the unit's main file or directory stands in."""
-    return file.url.removeprefix(unit.main.rpartition("/")[0]).lstrip("/")
+def _bytes_of(row: Draft | Refused) -> bytes:
+    if isinstance(row, Refused):
+        return f"{row.key}:{row.reason}\n".encode("utf-8", "replace")
+    digest = hashlib.sha256(f"{row.key}:{row.licence}:{len(row.segments)}\n".encode("utf-8", "replace"))
+    for content, role in row.segments:
+        data = (content.data or b"") if isinstance(content, Picture) else content.encode("utf-8", "replace")
+        digest.update(f"{role}:{len(data)}:".encode() + data)
+    return digest.digest()
 
 
 def _units(config: CorpusConfig, source: SourceConfig) -> list[Unit]:
     units: dict[str, Unit] = {}
+    places = [url for pattern in config.filled(source.images) for url in find_places(pattern)]
+    listed = digest_of_places(places)
+    answers = tuple(_annotations(config, source))
     for pattern in config.urls_of(source):
-        for unit in _units_at(source, pattern):
-            other = units.setdefault(unit.stem, unit)
-            if other.main != unit.main:
-                raise UsageError(
-                    f"source {source.name}",
-                    f"{other.main} and {unit.main} would both be named {unit.stem}",
-                    "match them with one pattern, or make them two sources",
-                )
-    if not units:
-        raise OneFlowError(
-            f"source {source.name}",
-            f"there is no {source.format} input at {', '.join(config.urls_of(source))}",
-            "correct its urls, or write the files first",
-        )
+        count = len(units)
+        for found in find_units(READERS[source.format], pattern):
+            whole = Unit(source.name, found.name, found.stem, found.url, (*found.files, *answers), listed)
+            for unit in _split(source, whole):
+                other = units.setdefault(unit.stem, unit)
+                if other.address != unit.address:
+                    raise UsageError(
+                        f"source {source.name}",
+                        f"{other.main} and {unit.main} would both be named {unit.stem}",
+                        "match them with one pattern, or make them two sources",
+                    )
+        if len(units) == count:
+            raise OneFlowError(
+                f"source {source.name}",
+                f"there is no {source.format} input at {pattern}",
+                "correct its urls, or write the files first",
+            )
     return [units[name] for name in sorted(units)]
 
 
-def _units_at(source: SourceConfig, pattern: str) -> Iterator[Unit]:
-    reader = READERS[source.format]
-    filesystem, fixed = open_fs(re.split(r"[*?{\[]", pattern)[0].rpartition("/")[0] or ".")
-    for one in braceexpand(pattern):
-        with explained(one):
-            files = _find(filesystem, open_fs(one)[1])
-            mains = _mains(reader, files)
-            around = _around(filesystem, mains)
-            for main, members in mains.items():
-                infos = {path: files[path] for path in members} | _companions(
-                    filesystem, reader, main, around
-                )
-                name = main.removeprefix(fixed).strip("/") or main.rpartition("/")[2]
-                stem = name[: -len(_suffix(name, reader)) or None]
-                yield Unit(source.name, name, stem, _url(filesystem, main), _stored(filesystem, infos))
+def _split(source: SourceConfig, unit: Unit) -> list[Unit]:
+    parts = READERS[source.format].split(next((f for f in unit.files if f.url == unit.address), None))
+    return [
+        replace(
+            unit, name=f"{unit.name}@{p.name}", stem=f"{unit.stem}/{p.name}", spans=p.spans, groups=p.groups
+        )
+        for p in parts
+    ] or [unit]
 
 
-def _stored(filesystem: AbstractFileSystem, infos: Listing) -> tuple[StoredFile, ...]:
-    return tuple(
-        StoredFile(_url(filesystem, path), int(info["size"]), _etag(info))
-        for path, info in sorted(infos.items())
-    )
+def _annotations(config: CorpusConfig, source: SourceConfig) -> Iterator[StoredFile]:
+    for number, pattern in enumerate(config.filled(source.annotations)):
+        found = find_files(pattern)
+        if not found:
+            raise OneFlowError(
+                f"source {source.name}", f"there are no annotations at {pattern}", "correct the URL"
+            )
+        for file in found:
+            yield replace(file, name=f"annotations/{number}/{file.name}")
 
 
-def _suffix(name: str, reader: Reader) -> str:
-    return max((suffix for suffix in reader.main if name.endswith(suffix)), key=len, default="")
-
-
-def _find(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
-    """Files that match, and all files below directories that match."""
-    files: dict[str, Any] = {}
-    if not any(wild in path for wild in "*?["):
-        files = filesystem.find(path, detail=True)
-    else:
-        for match, info in filesystem.glob(path, detail=True).items():
-            files |= {match: info} if info["type"] == "file" else filesystem.find(match, detail=True)
-    if not files:
-        # Matching passes over a bucket that does not exist; listing it tells.
-        filesystem.ls(path.split("/")[0] or "/")
-    return files
-
-
-def _mains(reader: Reader, files: Listing) -> dict[str, list[str]]:
-    """Path of each unit's main file, or directory with images, and the paths of what it holds."""
-    if reader.main:
-        return {path: [path] for path in files if path.endswith(reader.main)}
-    groups: dict[str, list[str]] = {}
-    for path in files:
-        groups.setdefault(path.rpartition("/")[0], []).append(path)
-    return {folder: paths for folder, paths in groups.items() if any(is_image(path) for path in paths)}
-
-
-def _around(filesystem: AbstractFileSystem, mains: Iterable[str]) -> dict[str, Any]:
-    """What stands in the directories of the mains, where their companions may be."""
-    found: dict[str, Any] = {}
-    for parent in sorted({main.rpartition("/")[0] or "/" for main in mains}):
-        found |= {info["name"].rstrip("/"): info for info in filesystem.ls(parent, detail=True)}
-    return found
-
-
-def _companions(
-    filesystem: AbstractFileSystem, reader: Reader, main: str, around: Listing
-) -> dict[str, Mapping[str, Any]]:
-    stem = main[: -len(_suffix(main, reader)) or None]
-    found: dict[str, Mapping[str, Any]] = {}
-    for suffix in reader.companions:
-        info = around.get((stem + suffix).rstrip("/"))
-        if info and info["type"] == "directory" and suffix == "/":
-            found |= filesystem.find(stem, detail=True)
-        elif info and info["type"] == "file":
-            found[stem + suffix] = info
-    return found
-
-
-def _url(filesystem: AbstractFileSystem, path: str) -> str:
-    return path if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(path))
-
-
-def _etag(info: Mapping[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"):
-        if info.get(key) is not None:
-            return str(info[key]).strip('"')
-    return ""
+def _places(config: CorpusConfig, source: SourceConfig, unit: Unit, files: Files, web: Web) -> list[Place]:
+    if source.images:
+        urls = [url for pattern in config.filled(source.images) for url in find_places(pattern)]
+        return [place_at(url, files, web, ARCHIVES) for url in urls]
+    places: list[Place] = []
+    for name in READERS[source.format].beside(files.main):
+        if name.endswith("/"):
+            places.append(UnitFolder(files, name))
+        elif name in files.by_name and name.lower().endswith(ARCHIVES):
+            places.append(TarPlace(files.by_name[name], files))
+    parent = unit.address.partition("?")[0].rpartition("/")[0]
+    if not READERS[source.format].rows or "://" in parent and not open_fs(parent)[1].strip("/"):
+        return places
+    return [
+        *places,
+        *(place_at(url, files, web, ARCHIVES) for url in (parent or "/", join(parent, "images"))),
+    ]

@@ -182,14 +182,18 @@ def wait_for(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def test_more_files_and_another_seed(whole: Whole, tmp_path: Path) -> None:
-    """Only the new pictures are encoded; the order is another one; the old version stays whole."""
+    """Only the new pictures are encoded, what is there twice is told; another order; the old version stays whole."""
     shutil.copytree(whole.folder, tmp_path / "root")
     tar(tmp_path / "raw" / "c.tar", pairs(35, 10))
     captions = [f"{whole.raw}/{{a,b}}.tar", f"{tmp_path}/raw/c.tar"]
     source = {"name": "captions", "format": "webdataset", "urls": captions}
     config = corpus(tmp_path / "root", source, encode=SMALL, seed=1)
-    manifest = built(build.run(config))
-    assert manifest.totals.samples == 50 and manifest.version != whole.manifest.version
+    report = build.run(config)
+    manifest = built(report)
+    assert manifest.totals.samples == 45 and manifest.version != whole.manifest.version
+    assert manifest.accounts["captions"].refused["duplicate"] == 5
+    assert report.reused["files"] == 2 and report.reused["documents"] == 40
+    assert report.to_json()["ingested"]["captions"]["read"] == 52
     assert len(tree(tmp_path / "root", "latents")) == len(tree(whole.folder, "latents")) + 1
     order = [s.document.doc_id for s in samples_of(manifest) if "/c/" not in s.document.doc_id]
     before = [s.document.doc_id for s in samples_of(whole.manifest) if s.document.source == "captions"]

@@ -16,7 +16,8 @@ from tests.workflows.corpus.inputs import corpus, pairs, png, tar
 from workflows import cli
 from workflows.config import load, presets
 from workflows.corpus.config import CorpusConfig
-from workflows.corpus.sources import READERS, Draft
+from workflows.corpus.sources import Draft
+from workflows.corpus.units import list_units, opened
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -155,7 +156,9 @@ def test_the_emoji_example_gives_what_the_preset_reads(tmp_path: Path) -> None:
     assert done.stdout.startswith("3 pictures in 1 tars")
     config: CorpusConfig = load("corpus", "emoji", [f"root={tmp_path}"])
     (path,) = (tmp_path / "raw" / "emoji").glob("*.tar")
-    drafts = [row for row in READERS["webdataset"].read(path, config.sources[0]) if isinstance(row, Draft)]
+    (unit,) = list_units(config)
+    with opened(config, unit) as rows:
+        drafts = [row for row in rows if isinstance(row, Draft)]
     assert [draft.segments[1][0] for draft in drafts] == [
         "raised hand",
         "raised hand: medium skin tone",

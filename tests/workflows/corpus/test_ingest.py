@@ -1,17 +1,31 @@
 """Ingest of one unit: what becomes of each row, and that the account closes."""
 
+import errno
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from oneflow_core.document import Document
-from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
+from tests.workflows.corpus.inputs import corpus, encoded, jsonl, pairs, png, tar
 from tests.workflows.corpus.test_pictures import bomb
+from workflows.corpus import ingested, parts, sources
 from workflows.corpus.config import CorpusConfig
-from workflows.corpus.ingest import ingest_unit, reports
-from workflows.corpus.parts import list_parts, read_part
+from workflows.corpus.ingest import UnitReport, ingest_unit, reports
+from workflows.corpus.ingested import UnitWriter
+from workflows.corpus.parts import GROUP_ROWS, PartWriter, list_parts, read_part
+from workflows.corpus.selection import Selection, select
+from workflows.corpus.source_config import SourceConfig
+from workflows.corpus.sources import Draft, Refused
+from workflows.corpus.sources.files import Files
 from workflows.corpus.units import list_units
 from workflows.errors import OneFlowError
 
@@ -109,3 +123,131 @@ def test_what_was_not_ingested_is_told(tmp_path: Path) -> None:
     config = corpus(tmp_path)
     with pytest.raises(OneFlowError, match="it was not ingested; run oneflow corpus build"):
         reports(config, list_units(config))
+
+
+def only(config: CorpusConfig) -> UnitReport:
+    ingest(config)
+    (report,) = reports(config, list_units(config))
+    return report
+
+
+def texts(root: Path, rows: Sequence[Mapping[str, Any]], **rest: Any) -> CorpusConfig:
+    jsonl(root / "raw" / "t.jsonl", rows)
+    return corpus(root, {"name": "texts", "format": "jsonl", "urls": ["${root}/raw/t.jsonl"]}, **rest)
+
+
+def test_texts_are_cleaned_and_counted(tmp_path: Path) -> None:
+    rows = [{"text": "plain"}, {"text": " e\u0301\r\n"}, {"text": "\x00\ufeff"}, {"text": "two\u200b"}]
+    report = only(texts(tmp_path, rows))
+    assert report.cleaned == 2 and report.account.refused == {"text empty": 1}
+    documents = [Document.from_json(json.loads(t)) for t in read_part(report.url)["document"].to_pylist()]
+    assert [d.texts[0].text for d in documents] == ["plain", "\u00e9", "two"]
+    kept = only(texts(tmp_path, rows[:2], cleanup={"form": "keep", "controls": "keep", "strip": False}))
+    assert kept.cleaned == 0 and kept.documents_sha256 != report.documents_sha256
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    turned = encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+    tar(tmp_path / "raw" / "a.tar", [("a.jpg", turned), ("a.txt", b"turned")])
+    (row,) = read_part(only(corpus(tmp_path)).url).to_pylist()
+    segment = Document.from_json(json.loads(row["document"])).images[0]
+    assert (segment.width, segment.height) == (20, 30)
+
+
+def test_keys_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    report = only(texts(tmp_path, [b'{"id": "\\udc80", "text": "x"}', {"text": "fine"}]))  # type: ignore[list-item]
+    assert report.account.refused == {"text not utf-8": 1} and report.account.kept == 1
+    assert read_part(report.quarantine)["key"].to_pylist() == ["\\udc80"]
+
+
+def test_a_large_file_is_written_group_by_group(tmp_path: Path) -> None:
+    """Rows are not held: what is there is several groups, in the order of the rows, the same bytes each time."""
+    rows = [{"id": str(i), "text": f"text {i}" if i % 3 else ""} for i in range(3 * GROUP_ROWS)]
+    config = texts(tmp_path, rows)
+    report = only(config)
+    data = Path(report.url).read_bytes()
+    file = pq.ParquetFile(report.url)
+    assert file.num_row_groups == 2 and pq.ParquetFile(report.quarantine).num_row_groups == 1
+    assert file.read(["doc_id"])["doc_id"].to_pylist() == [f"texts/t/{i}" for i in range(len(rows)) if i % 3]
+    (unit,) = list_units(config)
+    ingest_unit(config, unit)
+    assert Path(report.url).read_bytes() == data
+    assert not list(Path(report.url).parent.glob(".*"))
+
+
+def test_large_parts_go_up_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = texts(tmp_path, [{"text": str(i)} for i in range(9)])
+    small = Path(only(config).url).read_bytes()
+    monkeypatch.setattr(parts, "ONE_PUT_BYTES", 1)
+    (unit,) = list_units(config)
+    ingest_unit(config, unit, 1)
+    assert Path(only(config).url).name.endswith(".1.parquet") and Path(only(config).url).read_bytes() == small
+    parts.put_file("memory://large/part", Path(only(config).url))
+    assert fsspec.filesystem("memory").cat("/large/part") == small
+
+
+class Failing(sources.Reader):
+    """A reader that meets what it was not made for."""
+
+    main = (".jsonl",)
+
+    def read(self, files: Files, source: SourceConfig) -> Iterator[Draft | Refused]:
+        yield Draft("fine", (("good", "auto"),), "MIT")
+        yield Draft("odd", ((7, "auto"),), "MIT")  # type: ignore[arg-type]
+        raise ZeroDivisionError("what the parser said")
+
+
+def test_a_reader_that_fails_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came before it stays, and what it said can be read; so does a row over which the checks fail."""
+    monkeypatch.setitem(sources.READERS, "jsonl", Failing())
+    report = only(texts(tmp_path, [{}]))
+    assert (report.account.read, report.account.kept) == (3, 1)
+    assert report.account.refused == {"check failed: TypeError": 1, "reader failed: ZeroDivisionError": 1}
+    heads = {row["key"]: row["head"] for row in read_part(report.quarantine).to_pylist()}
+    assert heads["t.jsonl"] == b"ZeroDivisionError: what the parser said"
+
+
+def test_a_full_disk_is_not_the_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: object, files: Files, source: SourceConfig) -> Iterator[Draft | Refused]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Failing, "read", read)
+    monkeypatch.setitem(sources.READERS, "jsonl", Failing())
+    config = texts(tmp_path, [{}])
+    with pytest.raises(OSError, match="No space left"):
+        ingest(config)
+    assert not list_parts(str(tmp_path), "documents", "texts")
+
+
+def test_an_account_that_does_not_close_fails_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that vanishes between reader and part, and a footer that was written wrong: both are told with the sums."""
+    config = texts(tmp_path, [{"text": "a"}, {"text": ""}, {"text": "c"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitWriter, "refuse", lambda self, refused: None)
+        with pytest.raises(OneFlowError, match="3 read are not 2 kept and 0 refused"):
+            ingest(config)
+    assert not list_parts(str(tmp_path), "documents", "texts")
+    with monkeypatch.context() as patch:
+        patch.setattr(ingested, "closed", lambda what, account: replace(account, read=9))
+        patch.setattr(PartWriter, "put", _with_read_of(PartWriter.put, 9))
+        ingest(config)
+    with pytest.raises(OneFlowError, match=r"9 read are not 2 kept and 1 refused \(text empty: 1\)"):
+        reports(config, list_units(config))
+
+
+def _with_read_of(put: Callable[..., None], read: int) -> Callable[..., None]:
+    return lambda self, url, facts: put(self, url, {**facts, "read": read} if "read" in facts else facts)
+
+
+def test_a_selection_that_does_not_close_fails_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = texts(tmp_path, [{"text": "a"}, {"text": "a"}])
+    report = only(config)
+    monkeypatch.setattr(Selection, "left_out", lambda self, units: {"texts": Counter()})
+    with pytest.raises(OneFlowError, match="source texts: its account does not close: 2 read are not 1 kept"):
+        select(config, [report])

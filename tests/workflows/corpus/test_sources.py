@@ -9,15 +9,18 @@ import pytest
 
 from tests.reference import shared
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
-from workflows.corpus.sources import READERS, Draft, Picture, Refused
+from workflows.corpus.sources import Draft, Picture, Refused
+from workflows.corpus.units import list_units, opened
 
 PNG = png(1)
 
 
-def read(path: Path, **source: Any) -> tuple[list[Draft], Counter[str]]:
-    kind = source.get("format") or ("jsonl" if ".jsonl" in path.name else "webdataset")
-    config = corpus("/r", {"name": "s", "format": kind, "urls": ["x"], **source}).sources[0]
-    rows = list(READERS[kind].read(path, config))
+def read(path: Path | str, **source: Any) -> tuple[list[Draft], Counter[str]]:
+    kind = source.get("format") or ("jsonl" if ".jsonl" in str(path) else "webdataset")
+    config = corpus("/r", {"name": "s", "format": kind, "urls": [str(path)], **source})
+    (unit,) = list_units(config)
+    with opened(config, unit) as opened_rows:
+        rows = list(opened_rows)
     drafts = [row for row in rows if isinstance(row, Draft)]
     return drafts, Counter(row.reason for row in rows if isinstance(row, Refused))
 

@@ -18,9 +18,9 @@ from oneflow_core.data.manifest import Manifest
 from oneflow_core.data.reader import ShardReader, index_url
 from oneflow_core.data.shard import Sample
 from workflows.corpus.inspection.histogram import Histogram, histogram
-from workflows.corpus.parts import list_parts, read_part
+from workflows.corpus.parts import read_part
 from workflows.corpus.verify import load_manifest
-from workflows.storage import join, read_bytes
+from workflows.storage import exists, join, read_bytes
 
 READS_AT_ONCE = 8
 EXAMPLES = 10
@@ -138,16 +138,14 @@ def _histograms(samples: Sequence[Sample]) -> tuple[Histogram, ...]:
 
 
 def _refused(manifest: Manifest) -> list[dict[str, Any]]:
-    """Examples of what was refused of this corpus's inputs, out of the quarantine of its root."""
-    wanted = {source for source, account in manifest.accounts.items() if account.refused}
-    files = {i.url for i in manifest.inputs if i.source in wanted}
+    """Examples of what was refused of this corpus's inputs, out of those parts of the quarantine that it names."""
     root = manifest.base.rsplit("/", 3)[0]
     rows: list[dict[str, Any]] = []
-    for stage in ("ingest", "encode"):
-        for url in list_parts(join(root, "quarantine", stage)).values():
-            if len(rows) >= EXAMPLES:
-                break
-            rows += [row for row in read_part(url).to_pylist() if row["file"] in files]
+    for part in (p.path for p in manifest.parts if p.path.startswith("quarantine/")):
+        if len(rows) >= EXAMPLES:
+            break
+        if exists(join(root, part)):
+            rows += read_part(join(root, part)).slice(0, EXAMPLES).to_pylist()
     return rows[:EXAMPLES]
 
 
