@@ -28,9 +28,9 @@ class BuildReport:
     seconds: Mapping[str, float]
     """By stage; those that did not run are absent."""
     done: Mapping[str, int] = field(default_factory=dict)
-    """How many files, images, shards were made now."""
+    """How many files, documents, images, shards were made now."""
     reused: Mapping[str, int] = field(default_factory=dict)
-    """What was there from before and not made again: files, documents, images, shards."""
+    """How many of each had been made before."""
     cleaned: int | None = None
     """Texts that clean-up changed; None where ingest did not run."""
     ingested: Mapping[str, Account] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
     if manifest is not None:
         reused = {"files": len(manifest.inputs), "documents": manifest.totals.samples}
         reused |= {"images": manifest.totals.images, "shards": len(manifest.shards)}
-        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, {}, reused)
+        return BuildReport(False, manifest, {"check": time.monotonic() - begin}, reused=reused)
     seconds: dict[str, float] = {}
     done: dict[str, int] = {}
     reused = {}
@@ -91,7 +91,7 @@ def run(config: CorpusConfig, stage: Stage | None = None) -> BuildReport:
             found = ingest.run(config)
             seconds["ingest"], cleaned = found.seconds, sum(unit.cleaned for unit in found.units)
             accounts = ingest.accounts(found.units)
-            done["files"] = found.made
+            done |= {"files": found.made, "documents": sum(a.kept for a in accounts.values()) - found.reused}
             reused |= {"files": len(found.units) - found.made, "documents": found.reused}
         if stage in (None, "encode"):
             encoded = encode.run(config)

@@ -71,13 +71,14 @@ class Selection:
         taken: Counter[str] = Counter()
         for number, unit in enumerate(units):
             taken[unit.unit.source] += int(self.taken(number).sum())
-        found: dict[str, Account] = {}
         left = self.left_out(units)
-        for source, account in accounts(units).items():
-            # Ingest and a later stage may have the same reason.
-            refused = Counter(account.refused) + left[source]
-            found[source] = closed(f"source {source}", Account(account.read, taken[source], dict(refused)))
-        return found
+        return {
+            source: closed(
+                f"source {source}",
+                Account(read.read, taken[source], dict(Counter(read.refused) + left[source])),
+            )
+            for source, read in accounts(units).items()
+        }
 
 
 def select(
@@ -91,7 +92,7 @@ def select(
         OneFlowError: near duplicates are looked for, and a unit was not hashed; an account that does not close.
     """
     codes = [np.zeros(unit.account.kept, np.uint8) for unit in units]
-    _without(units, codes, refusals.Refusals.load(config) if refused is None else refused)
+    _without_refused(units, codes, refusals.Refusals.load(config) if refused is None else refused)
     _without_denied(config, units, codes)
     _without_duplicates(config, units, codes)
     _without_near_duplicates(config, units, codes)
@@ -108,19 +109,11 @@ def order_of(seed: int, doc_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{doc_id}".encode(), digest_size=8).digest(), "big")
 
 
-def _without(units: Sequence[UnitReport], codes: list[Codes], refused: refusals.Refusals) -> None:
-    """Leave out documents that name an image that was refused."""
-    for place, unit in enumerate(units) if len(refused.images) else ():
-        found = refused.rows(read_part(unit.url, ["images"])["images"])
-        first = REASONS.index(refusals.REASONS[0])
-        codes[place][found >= 0] = first + found[found >= 0]
-
-
 def _without_denied(config: CorpusConfig, units: Sequence[UnitReport], codes: list[Codes]) -> None:
     """Leave out what a deny list names."""
     if not config.deny:
         return
-    entries = denied([url.replace("${root}", config.root) for url in config.deny])
+    entries = denied(config.filled(config.deny))
 
     def mark(place: int) -> None:
         found = denied_rows(read_part(units[place].url, ["doc_id", "images"]), entries)
@@ -183,6 +176,14 @@ def _fixed(column: pa.ChunkedArray, kind: np.dtype[Any]) -> NDArray[Any]:
 def _each(units: Sequence[UnitReport], read: Callable[[int], T]) -> list[T]:
     with ThreadPoolExecutor(READERS_AT_ONCE) as pool:
         return list(pool.map(read, range(len(units))))
+
+
+def _without_refused(units: Sequence[UnitReport], codes: list[Codes], refused: refusals.Refusals) -> None:
+    """Leave out documents that name an image that was refused."""
+    for place, unit in enumerate(units) if len(refused.images) else ():
+        found = refused.rows(read_part(unit.url, ["images"])["images"])
+        first = REASONS.index(refusals.REASONS[0])
+        codes[place][found >= 0] = first + found[found >= 0]
 
 
 def _thin(

@@ -150,7 +150,11 @@ def test_a_source_that_changed_is_told(tmp_path: Path, codec: str) -> None:
     path = tar(tmp_path / "raw" / "a.tar", pairs(0, 5))
     config = small(tmp_path, codec)
     (job,) = planned(config, stores(config)).jobs
-    tar(path, pairs(2, 5))
+    size = path.stat().st_size
+    shorter = tar(path, pairs(0, 3)).read_bytes()
+    with pytest.raises(OneFlowError, match=rf"it ends at byte {len(shorter)} of {size}: it is not what was"):
+        list(filled(config, job))
+    path.write_bytes(shorter.ljust(size, b"\0"))
     with pytest.raises(OneFlowError, match=r"changed since it was ingested \(2 of its images are gone\)"):
         list(filled(config, job))
 

@@ -1,14 +1,13 @@
 """Images that ingest kept and encode cannot take: refused, counted, remembered; the same after any kill."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
-from oneflow_core.data.shard import document_bytes
 from oneflow_core.document import Document, ImageSegment, TextSegment
 from tests.workflows.corpus.inputs import corpus, encoded, jsonl, pairs, png, tar
 from tests.workflows.corpus.test_encode import codec, encode, planned, small, stores, units_of
@@ -17,8 +16,9 @@ from workflows.corpus.chunks import Job
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.encoded import read_encoded
 from workflows.corpus.ingest import UnitReport, reports
+from workflows.corpus.ingested import UnitWriter
 from workflows.corpus.models import load_models
-from workflows.corpus.parts import read_facts, read_part, write_part
+from workflows.corpus.parts import read_part
 from workflows.corpus.pictures import square
 from workflows.corpus.refusals import Refusals, refused_images
 from workflows.corpus.selection import select
@@ -44,29 +44,16 @@ def admitted(
 ) -> list[UnitReport]:
     """The units with further documents in the first one's part, as of an ingest that looks at headers alone."""
     unit, *_ = units_of(config)
-    table = read_part(unit.url)
-    rows = []
-    there = table["images"].to_pylist()
+    there = read_part(unit.url, ["document", "images"])
+    held = [Document.from_json(json.loads(document)) for document in there["document"].to_pylist()]
     for number, images in enumerate(documents):
-        if [sha256(data) for data in images] in there:
-            continue
-        segments = [TextSegment("x"), *(ImageSegment(sha256(data), *sides) for data in images)]
-        made = Document(f"captions/extra/{number}", "captions", "CC0-1.0", tuple(segments))
-        row = {"doc_id": made.doc_id, "source": "captions", "licence": "CC0-1.0", "text_bytes": 1}
-        rows.append(
-            row | {"document": document_bytes(made).decode(), "images": [i.sha256 for i in made.images]}
-        )
-    (facts,) = read_facts([unit.url])
-    added = sum(len(row["images"]) for row in rows)
-    facts |= {"read": facts["read"] + len(rows), "kept": facts["kept"] + len(rows)}
-    facts |= {"images": facts["images"] + added}
-    plain = table.schema.remove_metadata()
-    for number, row in enumerate(rows):
-        # Digests by which ingest tells duplicates, where it writes any: these rows are none of one another.
-        digests = [f for f in plain if pa.types.is_fixed_size_binary(f.type)]
-        row |= {f.name: hashlib.sha256(bytes([number])).digest()[: f.type.byte_width] for f in digests}
-    more = pa.concat_tables([table.cast(plain), pa.Table.from_pylist(rows, plain)])
-    write_part(unit.url, more, facts)
+        if [sha256(data) for data in images] not in there["images"].to_pylist():
+            segments = [TextSegment("x"), *(ImageSegment(sha256(data), *sides) for data in images)]
+            held.append(Document(f"captions/extra/{number}", "captions", "CC0-1.0", tuple(segments)))
+    with UnitWriter(config, unit.unit) as writer:
+        for document in held:
+            writer.keep(document, 0)
+        writer.commit(len(held), unit.sha256)
     return reports(config, list_units(config))
 
 

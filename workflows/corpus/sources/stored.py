@@ -139,7 +139,7 @@ class StoredStream(io.RawIOBase):
                 data = self._attempt(count)
                 if data or not self._file.size:
                     return data
-                raise OSError(f"it ends at byte {self._at} of {self._file.size}")
+                raise OSError(f"it ends at byte {self._at} of {self._file.size}: it is not what was listed")
             except Exception as error:
                 self._drop()
                 told = explain(self._file.url, error)
