@@ -19,8 +19,8 @@ from workflows.corpus.ingest import UnitReport
 from workflows.corpus.ingested import part_of, stored
 from workflows.corpus.parts import read_part
 from workflows.corpus.quarantine import Wanted, is_filtered, parts
-from workflows.corpus.units import Unit, list_units
-from workflows.storage import delete, join
+from workflows.corpus.units import Unit, kept_of, list_units
+from workflows.storage import delete
 
 Rows = Counter[tuple[str, str]]
 """(key, reason) of refused rows -> how many."""
@@ -78,7 +78,7 @@ def retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     if tries:
         for one in tries:
             # What was fetched for its rows, and what could not be: it is fetched again.
-            delete(join(config.root, "images", one.unit.source, f"{one.unit.part(config)}.parquet"))
+            delete(kept_of(config, one.unit))
         with cluster():
             ingest.ingest_units(config, [t.unit for t in tries], {t.unit: t.attempt for t in tries})
     after = ingest.reports(config, [one.unit for one in tries])

@@ -27,11 +27,12 @@ from workflows.corpus.encoded import Shape, Store
 from workflows.corpus.hashes import hashes_of
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.models import Models, identify
+from workflows.corpus.parts import list_parts
 from workflows.corpus.provenance import created_by
 from workflows.corpus.refusals import Refusals
 from workflows.corpus.selection import Selection, select
 from workflows.corpus.shard_writing import Piece, Writing, Written, write
-from workflows.corpus.units import list_units
+from workflows.corpus.units import kept_of, list_units
 from workflows.errors import OneFlowError
 from workflows.storage import join, put_atomic
 
@@ -223,5 +224,7 @@ def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> li
     used = {url for piece in plan.writing.pieces for url in (piece.url, *piece.latents, *piece.features)}
     refused = {unit.quarantine for unit in units if unit.account.refused}
     hashed = {hashes_of(unit.url) for unit in units if config.duplicates.near != "off"}
-    found = used | refused | hashed | set(plan.quarantine) | set(plan.batches)
+    fetched = {url for s in config.sources for url in list_parts(config.root, "images", s.name).values()}
+    kept = fetched & {kept_of(config, unit.unit) for unit in units}
+    found = used | refused | hashed | kept | set(plan.quarantine) | set(plan.batches)
     return sorted(url.removeprefix(config.root).lstrip("/") for url in found)

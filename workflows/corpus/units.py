@@ -104,7 +104,7 @@ class Rows:
 def opened(config: CorpusConfig, unit: Unit) -> Iterator[Rows]:
     """The rows of `unit`, for as long as this is open."""
     source = _source(config, unit)
-    kept = Kept(join(config.root, "images", source.name, f"{unit.part(config)}.parquet"))
+    kept = Kept(kept_of(config, unit))
     web = Web(source.fetch, config.limits.image_bytes, kept)
     try:
         with Files(_main_name(unit), unit.files, config.limits, unit.spans, unit.groups) as files:
@@ -114,6 +114,11 @@ def opened(config: CorpusConfig, unit: Unit) -> Iterator[Rows]:
             yield Rows(source, files, kept)
     finally:
         kept.close()
+
+
+def kept_of(config: CorpusConfig, unit: Unit) -> str:
+    """URL of the part of images that were fetched for the unit's rows, if any were."""
+    return join(config.root, "images", unit.source, f"{unit.part(config)}.parquet")
 
 
 def _source(config: CorpusConfig, unit: Unit) -> SourceConfig:
