@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from workflows.corpus import ingest
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.holds import building
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.ingested import part_of, stored
 from workflows.corpus.parts import read_part
@@ -70,8 +71,13 @@ def retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     """Try again what was refused of the sources of `config` and is wanted; of filtered rows only those that are named.
 
     Raises:
-        OneFlowError: a source with no input, storage or a cluster that fails.
+        OneFlowError: a source with no input, storage or a cluster that fails, another process that builds the corpus.
     """
+    with building(config.root, config.name):
+        return _retry(config, wanted)
+
+
+def _retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     begin = time.monotonic()
     images = _forget(config, wanted) if wanted.stage != "ingest" else 0
     tries = list(_tries(config, wanted)) if wanted.stage != "encode" else []
