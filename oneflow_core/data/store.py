@@ -47,6 +47,10 @@ class ShardStore:
         """Begin to open shard `number` in the background, after those that are waited for."""
         self._future(number, first=False)
 
+    def fetch(self, number: int) -> None:
+        """Wait until shard `number` is here, so that nothing of it is read by ranges on the way; raises as `sample`."""
+        self._future(number, first=True).result()
+
     def key(self, number: int, row: int) -> str:
         """The key of sample `row` of shard `number`; raises as `sample` does."""
         return self._reader(number).index.samples.key(row)

@@ -102,6 +102,7 @@ def _through_cache(place: str) -> Iterator[Read]:
         store = ShardStore(manifest, Path(cache), 1 << 40)
         for number, shard in enumerate(manifest.shards):
             store.prefetch(min(number + 1, len(manifest.shards) - 1))
+            store.fetch(number)
             for row in range(shard.samples):
                 sample = store.sample(number, row)
                 yield sample.document, [*sample.latents, *sample.features]

@@ -46,8 +46,7 @@ manifest = Manifest.load(base)
 sizes = {shard.bytes for shard in manifest.shards}
 store = ShardStore(manifest, Path(cache), int(limit))
 for number in [*range(len(manifest.shards)), *range(len(manifest.shards))]:
-    store.prefetch(number)
-    store._open[number].exception()  # until it is there: before, samples are read by ranges
+    store.fetch(number)
     for row in range(manifest.shards[number].samples):
         assert store.sample(number, row).latents[0][0, 0, 0] == row + sum(s.samples for s in manifest.shards[:number])
 store.close()
@@ -84,8 +83,7 @@ def fetched(corpus: Manifest, cache: Path) -> ShardStore:
     """A store whose shards all are in the cache."""
     store = ShardStore(corpus, cache, 1 << 30)
     for number in range(len(corpus.shards)):
-        store.prefetch(number)
-    assert [held.exception() for held in store._open.values()] == [None] * 4
+        store.fetch(number)
     return store
 
 
