@@ -10,6 +10,8 @@ SCHEMA_VERSION = 1
 
 Role = Literal["prompt", "target", "auto"]
 Kind = Literal["text", "pair", "interleaved", "instruction"]
+ROLES = get_args(Role)
+FIELDS = frozenset(("schema", "doc_id", "source", "licence", "segments", "meta"))
 
 
 class DocumentError(ValueError):
@@ -86,27 +88,22 @@ class Document:
         """
         if data.get("schema") != SCHEMA_VERSION:
             raise DocumentError(f"schema {data.get('schema')!r} is not {SCHEMA_VERSION}; rebuild the corpus")
-        unknown = set(data) - {"schema", "doc_id", "source", "licence", "segments", "meta"}
-        if unknown:
-            raise DocumentError(f"unknown field {sorted(unknown)[0]!r}")
-        for name in ("doc_id", "source", "licence"):
-            if not isinstance(data.get(name), str):
-                raise DocumentError(f"{name} must be a string, not {data.get(name)!r}")
+        if not data.keys() <= FIELDS:
+            raise DocumentError(f"unknown field {min(data.keys() - FIELDS)!r}")
+        doc_id, source, licence = data.get("doc_id"), data.get("source"), data.get("licence")
+        if not (isinstance(doc_id, str) and isinstance(source, str) and isinstance(licence, str)):
+            raise DocumentError("doc_id, source and licence must be strings")
         segments = data.get("segments")
         if not isinstance(segments, list) or not segments:
             raise DocumentError("segments must be a non-empty list")
         meta = data.get("meta", {})
-        if not isinstance(meta, Mapping) or not all(
-            isinstance(k, str) and isinstance(v, str) for k, v in meta.items()
-        ):
+        if not isinstance(meta, dict):
             raise DocumentError("meta must map strings to strings")
-        return cls(
-            data["doc_id"],
-            data["source"],
-            data["licence"],
-            tuple(_segment_from_json(s, i) for i, s in enumerate(segments)),
-            dict(meta),
-        )
+        for key, value in meta.items():
+            if not (isinstance(key, str) and isinstance(value, str)):
+                raise DocumentError("meta must map strings to strings")
+        read = [_segment_from_json(segment, position) for position, segment in enumerate(segments)]
+        return cls(doc_id, source, licence, tuple(read), dict(meta))
 
 
 def _segment_to_json(segment: Segment) -> dict[str, Any]:
@@ -122,17 +119,16 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
 
 
 def _segment_from_json(data: Any, position: int) -> Segment:
-    where = f"segments[{position}]"
-    if not isinstance(data, Mapping):
-        raise DocumentError(f"{where} must be an object")
-    role = data.get("role", "auto")
-    if role not in get_args(Role):
-        raise DocumentError(f"{where}.role {role!r} is none of {', '.join(get_args(Role))}")
-    match data.get("type"):
-        case "text" if isinstance(data.get("text"), str):
-            return TextSegment(data["text"], role)
-        case "image" if isinstance(data.get("sha256"), str) and all(
-            isinstance(data.get(k), int) and data[k] > 0 for k in ("width", "height")
-        ):
-            return ImageSegment(data["sha256"], data["width"], data["height"], role)
-    raise DocumentError(f"{where} is neither a text segment nor an image segment: {dict(data)!r:.200}")
+    if not isinstance(data, dict):
+        raise DocumentError(f"segments[{position}] must be an object")
+    role, kind = data.get("role", "auto"), data.get("type")
+    if role not in ROLES:
+        raise DocumentError(f"segments[{position}].role {role!r} is none of {', '.join(get_args(Role))}")
+    if kind == "text" and isinstance(text := data.get("text"), str):
+        return TextSegment(text, role)
+    if kind == "image" and isinstance(sha256 := data.get("sha256"), str):
+        width, height = data.get("width"), data.get("height")
+        if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+            return ImageSegment(sha256, width, height, role)
+    found = f"{data!r:.200}"
+    raise DocumentError(f"segments[{position}] is neither a text segment nor an image segment: {found}")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ class LaneError(ValueError):
     """A corpus that cannot be cut into lanes, or a state that does not fit; the message says how to mend."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """One sample of a corpus: shard `shard` (manifest order), row `row` of its index, read in `epoch`."""
 
     epoch: int
@@ -57,27 +56,28 @@ class LaneOrder:
             found = f"{self.total} samples cannot feed {lanes} lanes"
             raise LaneError(f"{found}; lower data.lanes or add documents")
         self.lanes, self._seed, self._window = lanes, seed, window
-        self._shards_of = lru_cache(maxsize=4)(self._shard_order)
-        self._block_of = lru_cache(maxsize=4 * lanes)(self._block_order)
+        self._starts = [lane * self.total // lanes for lane in range(lanes + 1)]
+        self._shards_of = lru_cache(maxsize=2)(self._shard_order)
+        self._block_of = lru_cache(maxsize=2 * lanes)(self._block_places)
 
     def size(self, lane: int) -> int:
         """Samples that lane `lane` reads in one epoch: the same number in every epoch."""
-        return self._start(lane + 1) - self._start(lane)
+        return self._starts[lane + 1] - self._starts[lane]
 
     def locate(self, lane: int, consumed: int) -> Position:
         """The sample that lane `lane` reads after `consumed` others, counted over all epochs."""
-        epoch, offset = divmod(consumed, self.size(lane))
+        epoch, offset = divmod(consumed, self._starts[lane + 1] - self._starts[lane])
         block, inside = divmod(offset, self._window)
-        flat = self._start(lane) + block * self._window + int(self._block_of(epoch, lane, block)[inside])
-        order, starts = self._shards_of(epoch)
-        place = int(np.searchsorted(starts, flat, side="right")) - 1
-        return Position(epoch, int(order[place]), flat - int(starts[place]))
+        shards, rows = self._block_of(epoch, lane, block)
+        return Position(epoch, shards.item(inside), rows.item(inside))
 
-    def upcoming(self, lane: int, consumed: int) -> list[int]:
-        """Where a window begins: the shards of this and the next window, to be fetched; else nothing."""
+    def upcoming(self, lane: int, consumed: int, begins: bool = False) -> list[int]:
+        """Where a window or (`begins`) a run begins: shards of this window and the next, to fetch; else nothing."""
         epoch, offset = divmod(consumed, self.size(lane))
-        if offset % self._window:
+        if offset % self._window and not begins:
             return []
+        consumed -= offset % self._window
+        offset -= offset % self._window
         rest = min(self._window, self.size(lane) - offset)
         return self._shards_between(lane, epoch, offset) + self._shards_between(
             lane, *divmod(consumed + rest, self.size(lane))
@@ -85,23 +85,25 @@ class LaneOrder:
 
     def _shards_between(self, lane: int, epoch: int, offset: int) -> list[int]:
         """Shards that hold the window which begins at `offset` of the lane."""
-        first = self._start(lane) + offset
-        last = min(first + self._window, self._start(lane + 1)) - 1
+        first = self._starts[lane] + offset
+        last = min(first + self._window, self._starts[lane + 1]) - 1
         order, starts = self._shards_of(epoch)
         low, high = np.searchsorted(starts, [first, last], side="right") - 1
         return [int(shard) for shard in order[low : high + 1]]
-
-    def _start(self, lane: int) -> int:
-        return lane * self.total // self.lanes
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Non-empty shards in the order of `epoch`, and the flat position at which each starts."""
         order = generator(self._seed, "shards", epoch).permutation(np.flatnonzero(self._sizes))
         return order, np.cumsum(self._sizes[order]) - self._sizes[order]
 
-    def _block_order(self, epoch: int, lane: int, block: int) -> np.ndarray:
+    def _block_places(self, epoch: int, lane: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and rows of a window's samples, in the order in which they are read."""
         count = min(self._window, self.size(lane) - block * self._window)
-        return generator(self._seed, "window", epoch, lane, block).permutation(count)
+        flat = generator(self._seed, "window", epoch, lane, block).permutation(count)
+        flat += self._starts[lane] + block * self._window
+        order, starts = self._shards_of(epoch)
+        places = np.searchsorted(starts, flat, side="right") - 1
+        return order[places].astype(np.int32), (flat - starts[places]).astype(np.int32)
 
 
 class Blend:

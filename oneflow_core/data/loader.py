@@ -17,16 +17,14 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from oneflow_core.data.cache import default_cache
 from oneflow_core.data.lanes import Blend, LaneError, LaneOrder, generator
 from oneflow_core.data.manifest import Manifest
 from oneflow_core.data.packer import LanePosition, Packer, RefusedSample, Sized
 from oneflow_core.data.read_ahead import read_ahead
 from oneflow_core.data.shard import Sample
 from oneflow_core.data.source import Source
-from oneflow_core.data.store import default_cache
-
-STATE_SCHEMA = 2
-
+from oneflow_core.data.state import STATE_SCHEMA, positions_of, state_of
 
 E = TypeVar("E", bound=Sized)
 P = TypeVar("P")
@@ -146,29 +144,25 @@ class Loader(Generic[E, P]):
             yield step.packs
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this worker's lanes stand; join those of all workers with `join_states`."""
-        lanes = {str(lane): dict(position.consumed) for lane, position in self._positions.items()}
-        ahead = {str(lane): list(position.ahead) for lane, position in self._positions.items()}
-        return {**self._identity(), "step": self._step, "lanes": lanes, "ahead": ahead}
+        """Where this worker's lanes stand; join those of all workers with `oneflow_core.data.state.join_states`."""
+        lanes = state_of(self._positions, list(self._sources), self._lanes.start, self._lanes.step)
+        return {"schema": STATE_SCHEMA, **self._identity(), "step": self._step, **lanes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state`, which must hold this worker's lanes (it may hold all); iterate anew afterwards.
 
         Raises:
-            LaneError: the state is of other corpora, another seed or another cut into lanes.
+            LaneError: the state is of other corpora, another seed or another cut into lanes, or damaged.
         """
+        positions = positions_of(state)
         for key, ours in self._identity().items():
             if state.get(key) != ours:
                 found = f"the state has {key} {state.get(key)!r}, the run asks for {ours!r}"
                 raise LaneError(f"{found}; resume with the config that wrote it, or begin anew")
+        if missing := set(self._lanes) - positions.keys():
+            raise LaneError(f"the state lacks lane {min(missing)}; join the states of all workers first")
         self._step = int(state.get("step", 0))
-        lanes, ahead = state["lanes"], state["ahead"]
-        self._positions = {
-            lane: LanePosition(
-                {name: int(count) for name, count in lanes[str(lane)].items()}, tuple(ahead[str(lane)])
-            )
-            for lane in self._lanes
-        }
+        self._positions = {lane: positions[lane] for lane in self._lanes}
 
     def epochs(self) -> dict[str, float]:
         """Passes over each corpus so far, on this worker's lanes."""
@@ -186,7 +180,6 @@ class Loader(Generic[E, P]):
     def _identity(self) -> dict[str, Any]:
         versions = {name: source.manifest.version for name, source in self._sources.items()}
         return {
-            "schema": STATE_SCHEMA,
             "corpora": versions,
             "lane_count": self.config.lanes,
             "seed": self.config.seed,
@@ -245,15 +238,6 @@ class Loader(Generic[E, P]):
         if example.length > self.config.tokens:
             raise RefusedSample("longer than a pack")
         return example
-
-
-def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state of all lanes from those of all workers."""
-    joined = {
-        part: {lane: held for state in states for lane, held in state[part].items()}
-        for part in ("lanes", "ahead")
-    }
-    return {**states[0], **{p: dict(sorted(h.items(), key=lambda i: int(i[0]))) for p, h in joined.items()}}
 
 
 def _source(manifest: Manifest, config: LoaderConfig) -> Source:

@@ -165,6 +165,7 @@ class Manifest:
             tree[name] = [dataclasses.asdict(e) for e in table] if len(table) <= INLINE_ROWS else None
         tree = json.loads(json.dumps(tree))
         tree["digest"] = _digest(tree)
+        _check_schema(tree)
         _check(tree, self.shards)
         return tree
 
@@ -266,7 +267,7 @@ def _table(
         if listed(data, 0).sha256 != lists[name].sha256:
             raise ManifestError(f"{file}: is not the list that the manifest names; fetch it anew")
         try:
-            return Table.of_bytes(kind, data).arrow
+            return Table.of_bytes(kind, data).columns_of()
         except TableError as error:
             raise ManifestError(f"{file}: {error}") from None
 
@@ -289,7 +290,7 @@ def _check_schema(tree: Any) -> None:
 
 
 def _check(tree: Any, shards: Table[ShardEntry]) -> None:
-    _check_schema(tree)
+    """What the schema cannot say of a tree that follows it."""
     if Totals.of(shards) != Totals(**tree["totals"]):
         raise ManifestError("totals: are not the sums over shards")
     for source, account in tree["accounts"].items():

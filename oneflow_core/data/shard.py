@@ -10,19 +10,28 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.data.index import Member, SampleEntry, ShardError, ShardIndex, digest_of
+from oneflow_core.data.index import Member, SampleEntry, ShardError, ShardIndex, member_digest
 from oneflow_core.document import Document, DocumentError
 
 KEY_LENGTH = 80
 """Longest key in characters: member names stay within the 100 bytes of a plain ustar header."""
+HALF = np.dtype(np.float16)
+NPY_PREFIX = 10
+"""Bytes of a `.npy` file of version 1 before its header, whose length is in the last two."""
+PLAIN = re.compile(rf"[A-Za-z0-9_-]{{1,{KEY_LENGTH}}}")
+"""Document ids that are their own keys."""
 
 Array = NDArray[np.float16]
 
@@ -54,9 +63,9 @@ class ShardBytes:
 
 def key_of(doc_id: str) -> str:
     """The sample key of a document: its id where that is a plain word, else cleaned, with a digest added."""
-    clean = re.sub(r"[^A-Za-z0-9_-]", "_", doc_id)[:KEY_LENGTH]
-    if doc_id and clean == doc_id:
+    if PLAIN.fullmatch(doc_id):
         return doc_id
+    clean = re.sub(r"[^A-Za-z0-9_-]", "_", doc_id)[:KEY_LENGTH]
     return f"{clean[: KEY_LENGTH - 11]}-{hashlib.sha256(doc_id.encode()).hexdigest()[:10]}"
 
 
@@ -84,30 +93,41 @@ def write_shard(samples: Iterable[Sample]) -> ShardBytes:
 def read_sample(entry: SampleEntry, span: memoryview) -> Sample:
     """The sample of `entry` out of `span`, the tar's bytes from `entry.start` to `entry.stop`, digests checked.
 
+    Arrays are views of `span`, so they are as writable as it is.
+
     Raises:
         ShardError: a member's bytes do not have their digest, or are not what the format says.
     """
-    document: Document | None = None
+    start, document = entry.start, None
     arrays: dict[str, list[Array]] = {"latent": [], "features": []}
-    for member in entry.members:
-        at = member.offset - entry.start
+    for member, kind in zip(entry.members, _kinds(tuple([m.name for m in entry.members])), strict=True):
+        at = member.offset - start
         data = span[at : at + member.size]
-        if digest_of(data) != member.digest:
-            raise ShardError(
-                f"{entry.key}.{member.name}: bytes differ from their digest; fetch the shard anew"
-            )
-        if member.name == "json":
+        if member_digest(data) != member.digest:
+            raise ShardError(f"{entry.key}.{member.name}: bytes differ from their digest")
+        if kind == "json":
             document = _document(entry.key, data)
-            continue
-        position, _, kind = member.name.removesuffix(".npy").partition(".")
-        if kind not in arrays or position != str(len(arrays[kind])):
+        elif kind in arrays:
+            arrays[kind].append(_array(f"{entry.key}.{member.name}", data))
+        else:
             raise ShardError(f"{entry.key}.{member.name}: no such member in this format, or out of order")
-        arrays[kind].append(_array(f"{entry.key}.{member.name}", data))
     if document is None:
         raise ShardError(f"{entry.key}: has no .json member")
     sample = Sample(document, tuple(arrays["latent"]), tuple(arrays["features"]))
     _check(sample)
     return sample
+
+
+@lru_cache(maxsize=4096)
+def _kinds(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What each member of a sample is: json, latent, features; empty where the format has no such member there."""
+    found, kinds = Counter[str](), []
+    for name in names:
+        position, _, kind = name.removesuffix(".npy").partition(".")
+        fits = name == "json" or (name.endswith(".npy") and position == str(found[kind]))
+        kinds.append("" if not fits else kind or "json")
+        found[kind] += 1
+    return tuple(kinds)
 
 
 def array_bytes(array: Array) -> bytes:
@@ -133,19 +153,19 @@ def _members(sample: Sample) -> list[tuple[str, bytes]]:
 
 
 def _check(sample: Sample) -> None:
-    images, where = len(sample.document.images), f"sample {sample.document.doc_id}"
+    images, doc_id = len(sample.document.images), sample.document.doc_id
     if len(sample.latents) != images or len(sample.features) not in (0, images):
         found = f"{len(sample.latents)} latents and {len(sample.features)} features"
-        raise ShardError(f"{where}: {images} images, but {found}")
-    _check_arrays(where, "latent", sample.latents, 3)
-    _check_arrays(where, "features", sample.features, 2)
+        raise ShardError(f"sample {doc_id}: {images} images, but {found}")
+    _check_arrays(doc_id, "latent", sample.latents, 3)
+    _check_arrays(doc_id, "features", sample.features, 2)
 
 
-def _check_arrays(where: str, kind: str, arrays: Sequence[Array], rank: int) -> None:
+def _check_arrays(doc_id: str, kind: str, arrays: Sequence[Array], rank: int) -> None:
     for i, array in enumerate(arrays):
-        if array.dtype != np.float16 or array.ndim != rank or 0 in array.shape:
+        if array.dtype != HALF or array.ndim != rank or 0 in array.shape:
             found = f"{array.dtype} {list(array.shape)}"
-            raise ShardError(f"{where}: {kind} {i} is {found}, not float16 of rank {rank}")
+            raise ShardError(f"sample {doc_id}: {kind} {i} is {found}, not float16 of rank {rank}")
 
 
 def _add(tar: tarfile.TarFile, stream: io.BytesIO, key: str, name: str, data: bytes) -> Member:
@@ -153,12 +173,12 @@ def _add(tar: tarfile.TarFile, stream: io.BytesIO, key: str, name: str, data: by
     info.size, info.mode, info.mtime = len(data), 0o644, 0
     offset = stream.tell() + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(data))
-    return Member(name, offset, len(data), digest_of(data))
+    return Member(name, offset, len(data), member_digest(data))
 
 
 def _document(key: str, data: memoryview) -> Document:
     try:
-        document = Document.from_json(json.loads(bytes(data)))
+        document = Document.from_json(json.loads(str(data, "utf-8")))
     except (ValueError, AttributeError) as error:
         cause = error if isinstance(error, DocumentError) else f"not a JSON object: {error}"
         raise ShardError(f"{key}.json: {cause}") from None
@@ -169,7 +189,26 @@ def _document(key: str, data: memoryview) -> Document:
 
 def _array(name: str, data: memoryview) -> Array:
     try:
-        array: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+        start = NPY_PREFIX + data[NPY_PREFIX - 2] + 256 * data[NPY_PREFIX - 1]
+        shape, dtype, order, size = _header(bytes(data[:start]))
+        if start + size != len(data):
+            raise ValueError(f"{len(data) - start} bytes of values where {size} are meant")
+        return np.ndarray(shape, dtype, data, start, order=order)
+    except (ValueError, IndexError) as error:
         raise ShardError(f"{name}: no plain .npy array: {error}") from None
-    return array
+
+
+@lru_cache(maxsize=1024)
+def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
+    """What the head of a `.npy` file of version 1 says: shape, dtype, order, and bytes of the values.
+
+    Raises:
+        ValueError: it is none, or says that objects are pickled there.
+    """
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("it is of another version than 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    return shape, dtype, "F" if fortran else "C", math.prod(shape) * dtype.itemsize

@@ -29,19 +29,21 @@ class Source:
     ) -> None:
         self.manifest, self.order = manifest, order
         self._holdout, self._held_out = holdout, held_out
+        self._begun = set[int]()
         self._store = ShardStore(manifest, cache, cache_bytes)
 
     def sample(self, lane: int, consumed: int) -> tuple[Sample, int] | None:
         """The sample that `lane` reads after `consumed` others, and its epoch; None: of the other side."""
-        for shard in self.order.upcoming(lane, consumed):
-            self._store.prefetch(shard)
+        if self._store.remote:
+            for shard in self.order.upcoming(lane, consumed, begins=lane not in self._begun):
+                self._store.prefetch(shard)
+            self._begun.add(lane)
         place = self.order.locate(lane, consumed)
-        reader = self._store.reader(place.shard)
         if self._holdout:
-            key = reader.index.samples[place.row].key
+            key = self._store.key(place.shard, place.row)
             if is_held_out(key, self._holdout) != self._held_out:
                 return None
-        return reader[place.row], place.epoch
+        return self._store.sample(place.shard, place.row), place.epoch
 
     def close(self) -> None:
         """Let go of the shards."""

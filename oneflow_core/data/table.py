@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 T = TypeVar("T")
 ROWS_AT_ONCE = 4096
@@ -39,12 +41,13 @@ class Table(Sequence[T], Generic[T]):
     """Entries of the dataclass `kind` in order, held as columns; an entry is made when it is asked for.
 
     Fields are strings or integers; one named `sha256` or ending in `_sha256` is a digest in hex, held as 32 bytes.
-    `load` gives the Arrow table the first time that it is needed.
+    `load` gives the columns, or Parquet of them, the first time that they are needed; of Parquet what is asked for is
+    read, and no more.
     """
 
-    def __init__(self, kind: type[T], rows: int, load: Callable[[], pa.Table]) -> None:
+    def __init__(self, kind: type[T], rows: int, load: Callable[[], pa.Table | Stored]) -> None:
         self._kind, self._rows, self._load = kind, rows, load
-        self._held: pa.Table | None = None
+        self._held: pa.Table | Stored | None = None
 
     @classmethod
     def of(cls, kind: type[T], entries: Iterable[T]) -> Table[T]:
@@ -70,16 +73,16 @@ class Table(Sequence[T], Generic[T]):
         Raises:
             TableError: no Parquet, or other columns.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        stored = Stored(data)
+        if not stored.schema.equals(schema_of(kind)):
+            raise TableError(f"columns {stored.schema.names}, not {schema_of(kind).names}")
+        return cls(kind, stored.rows, lambda: stored)
 
-        try:
-            arrow = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise TableError(f"no Parquet: {error}") from None
-        if not arrow.schema.equals(schema_of(kind)):
-            raise TableError(f"columns {arrow.schema.names}, not {schema_of(kind).names}")
-        return cls(kind, arrow.num_rows, lambda: arrow)
+    def columns_of(self) -> pa.Table | Stored:
+        """What the entries are made of, as it is held."""
+        if self._held is None:
+            self._held = self._load()
+        return self._held
 
     def to_bytes(self) -> bytes:
         """As Parquet: equal tables give equal bytes (of one version of Arrow)."""
@@ -91,7 +94,8 @@ class Table(Sequence[T], Generic[T]):
 
     def column(self, name: str) -> NDArray[Any]:
         """All values of an integer field, [rows] int64."""
-        found: NDArray[Any] = self._table[name].to_numpy()
+        held = self.columns_of()
+        found: NDArray[Any] = (held.column(name) if isinstance(held, Stored) else held[name]).to_numpy()
         return np.asarray(found, np.int64)
 
     @property
@@ -111,7 +115,8 @@ class Table(Sequence[T], Generic[T]):
             return tuple(self[i] for i in range(*place.indices(self._rows)))
         if not -self._rows <= place < self._rows:
             raise IndexError(f"entry {place} of {self._rows}")
-        return next(self._entries(self._table.slice(place % self._rows, 1)))
+        held, place = self.columns_of(), place % self._rows
+        return next(self._entries(held.row(place) if isinstance(held, Stored) else held.slice(place, 1)))
 
     def __iter__(self) -> Iterator[T]:
         for start in range(0, self._rows, ROWS_AT_ONCE):
@@ -127,9 +132,10 @@ class Table(Sequence[T], Generic[T]):
 
     @property
     def _table(self) -> pa.Table:
-        if self._held is None:
-            self._held = self._load()
-        return self._held
+        held = self.columns_of()
+        if isinstance(held, Stored):
+            held = self._held = held.whole()
+        return held
 
     def _entries(self, rows: pa.Table) -> Iterator[T]:
         columns = [
@@ -137,6 +143,52 @@ class Table(Sequence[T], Generic[T]):
             for name, column in zip(rows.schema.names, rows.columns, strict=True)
         ]
         return (self._kind(*values) for values in zip(*columns, strict=True))
+
+
+class Stored:
+    """A Parquet file in memory, of which columns and rows are read when they are asked for. Thread-safe.
+
+    Raises:
+        TableError: it is none; also later, where it is damaged further on.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._metadata: Any = None
+        with self._file() as file:
+            self._metadata, self.schema, self.rows = file.metadata, file.schema_arrow, file.metadata.num_rows
+        counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        self._ends = np.cumsum(counts) if counts else np.zeros(0, np.int64)
+        self._groups: dict[int, pa.Table] = {}
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column."""
+        with self._file() as file:
+            return file.read(columns=[name])[name]
+
+    def row(self, place: int) -> pa.Table:
+        """One row, with which its neighbours are read and kept."""
+        group = int(np.searchsorted(self._ends, place, side="right"))
+        if group not in self._groups:
+            with self._file() as file:
+                self._groups[group] = file.read_row_group(group)
+        held = self._groups[group]
+        return held.slice(place - int(self._ends[group]) + held.num_rows, 1)
+
+    def whole(self) -> pa.Table:
+        """All of it."""
+        with self._file() as file:
+            return file.read()
+
+    @contextmanager
+    def _file(self) -> Iterator[pq.ParquetFile]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            yield pq.ParquetFile(pa.BufferReader(self._data), metadata=self._metadata)
+        except (pa.ArrowException, OSError) as error:
+            raise TableError(f"no Parquet: {error}") from None
 
 
 def schema_of(kind: type) -> pa.Schema:

@@ -20,6 +20,9 @@ BENCHMARKS = {
     "faults": "workflows.bench.faults:run",
     "encode": "workflows.bench.encode:run",
     "rebuild": "workflows.bench.rebuild:run",
+    "loader": "workflows.bench.loader:run",
+    "resume": "workflows.bench.resume:run",
+    "scale": "workflows.bench.scale:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from workflows.bench.captioned import write_tar, write_tars
 from workflows.bench.result import Result
 from workflows.corpus import build
 from workflows.corpus.cluster import cluster
@@ -39,7 +40,7 @@ def run(runs: int, size: Size | None = None) -> Result:
             config = _corpus(folder, size)
             with cluster():
                 full.append(_timed(config)[0])
-                _write(folder, size.files - 1, size.documents, seed=1)
+                write_tar(folder / "raw" / "00000.tar", size.documents, (1, 0))
                 seconds, report = _timed(config)
                 again.append(seconds)
                 reports.append(report)
@@ -68,8 +69,7 @@ def _timed(config: CorpusConfig) -> tuple[float, dict[str, Any]]:
 
 
 def _corpus(folder: Path, size: Size) -> CorpusConfig:
-    for number in range(size.files):
-        _write(folder, number, size.documents, seed=0)
+    write_tars(folder / "raw", size.files * size.documents, each=size.documents)
     codec = {"name": str(_codec(folder / "codec", size.channels))}
     source = {"name": "captions", "format": "webdataset", "urls": ["${root}/raw/*.tar"], "licence": "CC0-1.0"}
     tree = {
@@ -79,18 +79,6 @@ def _corpus(folder: Path, size: Size) -> CorpusConfig:
         "encode": {"codec": codec, "understanding": None},
     }
     return CorpusConfig.model_validate(tree)
-
-
-def _write(folder: Path, number: int, documents: int, seed: int) -> None:
-    """One tar of captioned scenes; another seed gives other ones."""
-    from workflows.corpus.synth import synthesise
-
-    made = folder / "made"
-    synthesise(str(made), documents, seed=1000 * seed + number)
-    (tar,) = made.glob("*.tar")
-    (folder / "raw").mkdir(exist_ok=True)
-    tar.replace(folder / "raw" / f"{number:05d}.tar")
-    shutil.rmtree(made)
 
 
 def _codec(folder: Path, channels: tuple[int, ...]) -> Path:

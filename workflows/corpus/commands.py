@@ -49,7 +49,9 @@ def build(
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Take at most N documents of each source: a first look."),
+        typer.Option(
+            metavar="N", min=1, help="At most N documents of each source, of 8 of its files: a first look."
+        ),
     ] = None,
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Wait for another builder of the corpus.")
@@ -65,8 +67,7 @@ def build(
 
     loaded = load("corpus", config, overrides or [])
     if limit is not None:
-        sources = [s.model_copy(update={"limit": min(limit, s.limit or limit)}) for s in loaded.sources]
-        loaded = loaded.model_copy(update={"sources": sources})
+        loaded = loaded.model_copy(update={"first": limit})
     report = job.run(loaded, stage, wait)
     manifest = report.manifest
     if manifest is not None:

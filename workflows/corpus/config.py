@@ -66,6 +66,8 @@ class CorpusConfig(Config):
     Their content counts: add a line and build, and only shards are written again."""
     encode: EncodeConfig = EncodeConfig()
     shard: ShardConfig = ShardConfig()
+    first: int | None = Field(default=None, ge=1)
+    """A first look: at most so many documents of each source, from a few of its files all over it; None: all."""
     seed: int = 0
     """Seed of the global shuffle and of `share`."""
 
@@ -108,7 +110,7 @@ class CorpusConfig(Config):
         encode = [self.encode_digest(), self.encode.batch_size, self.encode.part_images, self.encode.part_mb]
         denied = denial_digest(self.filled(self.deny))
         rest = [c.model_dump(mode="json") for c in (self.limits, self.cleanup, self.duplicates, self.shard)]
-        return _digest(["corpus", FORMAT, self.name, sources, encode, rest, denied, self.seed])
+        return _digest(["corpus", FORMAT, self.name, sources, encode, rest, denied, self.first, self.seed])
 
 
 def _digest(value: Any) -> str:

@@ -126,7 +126,7 @@ def _key(entry: SampleEntry) -> bytes:
 
 
 def _content(entry: SampleEntry) -> bytes:
-    members = "\n".join(f"{m.name}:{m.digest}" for m in entry.members)
+    members = "\n".join(f"{m.name}:{m.digest.hex()}" for m in entry.members)
     return hashlib.blake2b(members.encode(), digest_size=PAIR.itemsize).digest()
 
 
@@ -160,7 +160,9 @@ def _named(a: _Side, b: _Side, differing: set[bytes]) -> Iterator[Difference]:
 
 def _members(manifest: Manifest, wanted: set[bytes], shard: ShardEntry) -> dict[str, dict[str, str]]:
     return {
-        e.key: {m.name: m.digest for m in e.members} for e in _entries(manifest, shard) if _key(e) in wanted
+        e.key: {m.name: m.digest.hex() for m in e.members}
+        for e in _entries(manifest, shard)
+        if _key(e) in wanted
     }
 
 

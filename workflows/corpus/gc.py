@@ -20,8 +20,13 @@ from workflows.errors import OneFlowError
 from workflows.leases import Survey, survey
 from workflows.storage import delete, exists, explained, join, open_fs, read_bytes
 
-PARTS = ("documents/", "hashes/", "latents/", "features/", "quarantine/")
+PARTS = ("documents/", "hashes/", "images/", "latents/", "features/", "quarantine/")
 VERSION = re.compile(r"shards/([^/]+)/([^/]+)/[^/]+")
+OURS = re.compile(
+    r"part-[^/]+\.parquet|batch[^/]*\.json|shard-\d+\.(tar|index\.(arrow|json))|manifest\.json"
+    r"|(shards|inputs|parts)(-[^/]+)?\.parquet"
+)
+"""Names of what builds write; anything else in these folders was put there by somebody else."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 """What `put_atomic` writes on a local disk before it renames it."""
 YOUNG, BUILDING = "younger than the grace period", "a build is going on"
@@ -141,10 +146,13 @@ def _fate(item: Stored, stay: Mapping[Version, str], parts: Set[str], leases: Su
             return "", OVER
         old = name in leases.succeeded and item.written < time.time() - LEASE_AGE_S
         return "" if old else LEASE, "a lease that has a successor"
-    if match := VERSION.fullmatch(item.path):
-        return stay[match[1], match[2]], "no manifest, or a version that is not to be kept"
-    if not item.path.startswith(PARTS):
+    match = VERSION.fullmatch(item.path)
+    if not match and not item.path.startswith(PARTS):
         return "pointer", ""
+    if not OURS.fullmatch(name):
+        return "not written by a build", ""
+    if match:
+        return stay[match[1], match[2]], "no manifest, or a version that is not to be kept"
     if item.path in parts:
         return "part of a version", ""
     return BUILDING if _built(leases) else "", "no manifest refers to it"

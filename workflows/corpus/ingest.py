@@ -128,13 +128,12 @@ def ingest_units(
 
 def ingest_unit(config: CorpusConfig, unit: Unit, attempt: int = 0) -> Account:
     """Write the unit's part of documents, after its part of refusals if there are any; the first is the commit."""
-    source = next(s for s in config.sources if s.name == unit.source)
     read = 0
     with opened(config, unit) as rows, UnitWriter(config, unit, attempt) as writer:
         for row in rows:
             read += 1
             _put(config, unit, row, writer)
-            if source.limit is not None and writer.kept >= source.limit:
+            if rows.limit is not None and writer.kept >= rows.limit:
                 break
         return writer.commit(read, rows.sha256())
 

@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from workflows.corpus import ingest
 from workflows.corpus.cluster import cluster
 from workflows.corpus.config import CorpusConfig
+from workflows.corpus.holds import building
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.ingested import part_of, stored
 from workflows.corpus.parts import read_part
 from workflows.corpus.quarantine import Wanted, is_filtered, parts
-from workflows.corpus.units import Unit, list_units
-from workflows.storage import delete, join
+from workflows.corpus.units import Unit, kept_of, list_units
+from workflows.storage import delete
 
 Rows = Counter[tuple[str, str]]
 """(key, reason) of refused rows -> how many."""
@@ -70,15 +71,20 @@ def retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     """Try again what was refused of the sources of `config` and is wanted; of filtered rows only those that are named.
 
     Raises:
-        OneFlowError: a source with no input, storage or a cluster that fails.
+        OneFlowError: a source with no input, storage or a cluster that fails, another process that builds the corpus.
     """
+    with building(config.root, config.name):
+        return _retry(config, wanted)
+
+
+def _retry(config: CorpusConfig, wanted: Wanted) -> RetryReport:
     begin = time.monotonic()
     images = _forget(config, wanted) if wanted.stage != "ingest" else 0
     tries = list(_tries(config, wanted)) if wanted.stage != "encode" else []
     if tries:
         for one in tries:
             # What was fetched for its rows, and what could not be: it is fetched again.
-            delete(join(config.root, "images", one.unit.source, f"{one.unit.part(config)}.parquet"))
+            delete(kept_of(config, one.unit))
         with cluster():
             ingest.ingest_units(config, [t.unit for t in tries], {t.unit: t.attempt for t in tries})
     after = ingest.reports(config, [one.unit for one in tries])

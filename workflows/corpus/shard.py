@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from oneflow_core.data.index import INDEX_SCHEMA
 from oneflow_core.data.manifest import LATEST_NAME, Input, Manifest, Part, ShardEntry, Totals
 from oneflow_core.data.table import Table
 from workflows.corpus import ingest
@@ -26,11 +27,12 @@ from workflows.corpus.encoded import Shape, Store
 from workflows.corpus.hashes import hashes_of
 from workflows.corpus.ingest import UnitReport
 from workflows.corpus.models import Models, identify
+from workflows.corpus.parts import list_parts
 from workflows.corpus.provenance import created_by
 from workflows.corpus.refusals import Refusals
 from workflows.corpus.selection import Selection, select
 from workflows.corpus.shard_writing import Piece, Writing, Written, write
-from workflows.corpus.units import list_units
+from workflows.corpus.units import kept_of, list_units
 from workflows.errors import OneFlowError
 from workflows.storage import join, put_atomic
 
@@ -155,7 +157,7 @@ def _version(
     """Digest of the config, of the inputs' content and of the arrays as stored: what decides the shards' bytes.
 
     `images` are sorted."""
-    digest = hashlib.sha256(f"{FORMAT}:{config.digest()}".encode())
+    digest = hashlib.sha256(f"{FORMAT}:{INDEX_SCHEMA}:{config.digest()}".encode())
     for unit in units:
         digest.update(f"{unit.unit.source}:{unit.unit.name}:{unit.sha256}\n".encode())
         digest.update(f"{unit.documents_sha256}\n".encode())
@@ -222,5 +224,7 @@ def _parts(config: CorpusConfig, units: Sequence[UnitReport], plan: _Plan) -> li
     used = {url for piece in plan.writing.pieces for url in (piece.url, *piece.latents, *piece.features)}
     refused = {unit.quarantine for unit in units if unit.account.refused}
     hashed = {hashes_of(unit.url) for unit in units if config.duplicates.near != "off"}
-    found = used | refused | hashed | set(plan.quarantine) | set(plan.batches)
+    fetched = {url for s in config.sources for url in list_parts(config.root, "images", s.name).values()}
+    kept = fetched & {kept_of(config, unit.unit) for unit in units}
+    found = used | refused | hashed | kept | set(plan.quarantine) | set(plan.batches)
     return sorted(url.removeprefix(config.root).lstrip("/") for url in found)

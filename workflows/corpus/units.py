@@ -20,6 +20,9 @@ from workflows.errors import OneFlowError, UsageError
 from workflows.storage import join, open_fs
 from workflows.urls import without_secrets
 
+LOOKED_AT = 8
+"""Files of a source that a first look reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -39,6 +42,8 @@ class Unit:
     """Digest of the listings of where its images lie; "" where those are among `files`, or on the web."""
     spans: tuple[Span, ...] = ()
     groups: tuple[int, int] = (0, 0)
+    first: int | None = None
+    """Most documents that are taken of it for a first look."""
 
     @property
     def main(self) -> str:
@@ -61,24 +66,27 @@ class Unit:
     def part(self, config: CorpusConfig) -> str:
         """Name of the unit's part: the same as long as neither the unit nor what decides its documents changes."""
         what = f"{config.ingest_digest(_source(config, self))}:{self.name}:{self.size}:{self.etag}"
+        what += f":{self.first}" if self.first is not None else ""
         return f"part-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
 def list_units(config: CorpusConfig) -> list[Unit]:
-    """All units, in the order of the config's sources and then of their names.
+    """All units, in the order of the config's sources and then of their names; for a first look a few of each source.
 
     Raises:
         OneFlowError: a URL that matches nothing, or a store that does not answer.
         UsageError: two inputs of a source with the same name.
     """
-    return [unit for source in config.sources for unit in _units(config, source)]
+    return [unit for source in config.sources for unit in _looked_at(config, _units(config, source))]
 
 
 class Rows:
     """What a unit holds: its drafts and refusals, in order; the same each time."""
 
-    def __init__(self, source: SourceConfig, files: Files, kept: Kept) -> None:
+    def __init__(self, source: SourceConfig, files: Files, kept: Kept, limit: int | None) -> None:
         self._source, self._files, self._kept = source, files, kept
+        self.limit = limit
+        """Most documents that are to be taken; who has them stops reading."""
         self._whole = False
         self._taken = hashlib.sha256()
 
@@ -86,7 +94,7 @@ class Rows:
         """The rows; a file that breaks is one refusal more, after what was good."""
         rows = READERS[self._source.format].read(self._files, self._source)
         for row in guarded(self._files.main, rows):
-            if self._source.limit is not None:
+            if self.limit is not None:
                 self._taken.update(_bytes_of(row))
             yield row
         self._whole = True
@@ -97,23 +105,38 @@ class Rows:
         What was fetched for the rows is stored now, to be the same when they are read again.
         """
         self._kept.commit()
-        return self._files.sha256() if self._whole or self._source.limit is None else self._taken.hexdigest()
+        return self._files.sha256() if self._whole or self.limit is None else self._taken.hexdigest()
 
 
 @contextmanager
 def opened(config: CorpusConfig, unit: Unit) -> Iterator[Rows]:
     """The rows of `unit`, for as long as this is open."""
     source = _source(config, unit)
-    kept = Kept(join(config.root, "images", source.name, f"{unit.part(config)}.parquet"))
+    kept = Kept(kept_of(config, unit))
     web = Web(source.fetch, config.limits.image_bytes, kept)
     try:
         with Files(_main_name(unit), unit.files, config.limits, unit.spans, unit.groups) as files:
             files.images = Images(
                 _places(config, source, unit, files, web), web, elsewhere=bool(source.images)
             )
-            yield Rows(source, files, kept)
+            limits = [limit for limit in (source.limit, unit.first) if limit is not None]
+            yield Rows(source, files, kept, min(limits, default=None))
     finally:
         kept.close()
+
+
+def kept_of(config: CorpusConfig, unit: Unit) -> str:
+    """URL of the part of images that were fetched for the unit's rows, if any were."""
+    return join(config.root, "images", unit.source, f"{unit.part(config)}.parquet")
+
+
+def _looked_at(config: CorpusConfig, units: list[Unit]) -> list[Unit]:
+    """`units`, or for a first look some of them at even distances, which share its documents."""
+    if config.first is None:
+        return units
+    count = min(len(units), config.first, LOOKED_AT)
+    chosen = [units[i * len(units) // count] for i in range(count)]
+    return [replace(u, first=(config.first + count - 1 - i) // count) for i, u in enumerate(chosen)]
 
 
 def _source(config: CorpusConfig, unit: Unit) -> SourceConfig:

@@ -133,8 +133,8 @@ class DataSettings(Config):
     """Steps prepared in a thread before they are needed."""
     cache_dir: str | None = None
     """Where shards from a remote URL are kept; none: ~/.cache/oneflow/shards."""
-    cache_gb: float = Field(32.0, gt=0)
-    """Size of that cache in GiB."""
+    cache_gb: float = Field(32.0, ge=0)
+    """Size of that cache in GiB; with 0 samples are read from remote shards by ranges."""
 
 
 class OptimiserSettings(Config):

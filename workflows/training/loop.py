@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from oneflow_core.data.loader import join_states
+from oneflow_core.data.state import join_states
 from oneflow_core.packing import Pack
 from workflows.errors import OneFlowError
 from workflows.storage import join

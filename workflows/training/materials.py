@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from oneflow_core.data.cache import default_cache
 from oneflow_core.data.lanes import LaneError
 from oneflow_core.data.loader import Corpus, Loader, LoaderConfig
 from oneflow_core.data.manifest import Manifest, ManifestError
 from oneflow_core.data.shard import Sample
-from oneflow_core.data.store import default_cache
 from oneflow_core.flows.schedule import Schedule
 from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
 from oneflow_core.model.llama import LlamaError, check_llama, load_llama

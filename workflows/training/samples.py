@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from oneflow_core.data.cache import default_cache
 from oneflow_core.data.lanes import LaneError
 from oneflow_core.data.loader import Corpus, Loader, LoaderConfig, RefusedSample
 from oneflow_core.data.shard import Sample
-from oneflow_core.data.store import default_cache
 from oneflow_core.model import OneFlowModel
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig
 from oneflow_core.trace import Trace, decode_trace

@@ -60,6 +60,8 @@ def test_upcoming_shards_are_those_of_this_and_the_next_window(
     begin, _, stop = bounds[windows : windows + 3]
     assert set(order.upcoming(1, begin)) == {order.locate(1, i).shard for i in range(begin, stop)}
     assert all(not order.upcoming(1, i) for i in range(begin, stop) if i not in bounds)
+    within = bounds[windows + 1] - 1
+    assert order.upcoming(1, within, begins=True) == order.upcoming(1, begin)
 
 
 def test_a_large_window_mixes_well() -> None:

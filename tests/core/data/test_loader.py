@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 
 from oneflow_core.data.index import ShardError
 from oneflow_core.data.lanes import LaneError
-from oneflow_core.data.loader import Corpus, Loader, LoaderConfig, RefusedSample, join_states
-from oneflow_core.data.manifest import Account, Manifest, ShardEntry, Totals
-from oneflow_core.data.reader import index_url
-from oneflow_core.data.shard import Sample, write_shard
+from oneflow_core.data.loader import Corpus, Loader, LoaderConfig, RefusedSample
+from oneflow_core.data.manifest import Manifest
+from oneflow_core.data.shard import Sample
 from oneflow_core.data.source import is_held_out
-from oneflow_core.data.table import Table
-from oneflow_core.document import Document, ImageSegment, TextSegment
+from oneflow_core.data.state import join_states, positions_of
+from tests.core.data.written import write_corpus
 
 TOKENS = 40
 
@@ -47,32 +46,6 @@ def prepare(sample: Sample, rng: np.random.Generator) -> Example:
 def collate(examples: list[Example]) -> Pack:
     assert 0 < sum(example.length for example in examples) <= TOKENS
     return tuple((example.doc_id, example.draw) for example in examples)
-
-
-def write_corpus(
-    base: Path, name: str, sizes: Sequence[int], lengths: Sequence[int] = (3, 9, 17)
-) -> Manifest:
-    shards, number = [], 0
-    (base / name).mkdir(parents=True)
-    for index, size in enumerate(sizes):
-        samples = []
-        for _ in range(size):
-            text = "broken" if lengths[number % len(lengths)] == 0 else "x" * lengths[number % len(lengths)]
-            image = ImageSegment(hashlib.sha256(f"{number}".encode()).hexdigest(), 8, 8)
-            document = Document(f"{name}-{number}", "test", "CC0-1.0", (TextSegment(text), image))
-            samples.append(Sample(document, (np.full((2, 2, 2), number, np.float16),)))
-            number += 1
-        shard = write_shard(samples)
-        file = f"shard-{index:06d}.tar"
-        (base / name / file).write_bytes(shard.data)
-        offsets = shard.index.to_bytes()
-        Path(index_url(str(base / name / file))).write_bytes(offsets)
-        digest = hashlib.sha256(offsets).hexdigest()
-        shards.append(ShardEntry(file, size, size, 0, len(shard.data), shard.sha256, digest))
-    return Manifest(
-        name, "v1", {}, "codec@0", None, ((2, 2, 2),), None, Totals.of(shards), {},
-        {"test": Account(number, number)}, Table.of(ShardEntry, shards), base=str(base / name),
-    )  # fmt: skip
 
 
 def loader(
@@ -117,13 +90,13 @@ def test_every_document_is_read_once_an_epoch(shapes: Manifest, look_ahead: int)
     read, held = Counter[str](), loader([shapes], config)
     for packs in islice(held, 40):
         read.update(doc_id for pack in packs for doc_id, _ in pack)
-        state = held.state_dict()
-        consumed = [counts["shapes"] for counts in state["lanes"].values()]
-        reach = [n + max(state["ahead"][lane], default=0) for n, lane in zip(consumed, "012", strict=True)]
+        positions = positions_of(held.state_dict()).values()
+        consumed = [position.consumed["shapes"] for position in positions]
+        reach = [n + max(p.ahead, default=0) for n, p in zip(consumed, positions, strict=True)]
         assert min(consumed) // 32 <= min(read.values()) or len(read) < 96
         assert max(read.values()) <= -(-(max(reach) + 1) // 32)
         assert len(read) == 96 or min(consumed) < 32
-        assert read.total() == sum(consumed) + sum(len(ahead) for ahead in state["ahead"].values())
+        assert read.total() == sum(consumed) + sum(len(position.ahead) for position in positions)
     assert held.epochs()["shapes"] == pytest.approx(sum(consumed) / 96)
 
 
@@ -175,8 +148,8 @@ def test_refused_and_long_documents_are_counted_and_left_out(tmp_path: Path) -> 
     held = loader([manifest], replace(CONFIG, lanes=1, packs_per_lane=1))
     read = [d for ps in islice(held, 60) for pack in ps for d, _ in pack]
     assert {int(d.split("-")[1]) % 4 for d in read} == {0, 3}
-    state = held.state_dict()
-    passed = state["lanes"]["0"]["odd"] + len(state["ahead"]["0"])
+    position = positions_of(held.state_dict())[0]
+    passed = position.consumed["odd"] + len(position.ahead)
     assert held.stats.documents == len(read)
     assert sum(held.stats.refused.values()) + len(read) == passed
     assert held.stats.refused.keys() == {"broken", "longer than a pack"}
@@ -228,7 +201,7 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(tmp_path: Path) -> None:
 def test_an_index_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path, "swapped", [20])
     write_corpus(tmp_path, "other", [20])
-    (tmp_path / "other/shard-000000.index.json").replace(tmp_path / "swapped/shard-000000.index.json")
+    (tmp_path / "other/shard-000000.index.arrow").replace(tmp_path / "swapped/shard-000000.index.arrow")
     with pytest.raises(ShardError, match="not the index that the manifest describes"):
         next(iter(loader([manifest], replace(CONFIG, lanes=1))))
 
@@ -243,12 +216,14 @@ def test_remote_shards_are_fetched_once_checked_and_kept_within_bounds(tmp_path:
     bound = 2 * manifest.shards[0].bytes + 1
     config = replace(CONFIG, lanes=1, cache=tmp_path / "cache", cache_bytes=bound, window=4)
     assert list(islice(loader([remote], config), 30)) == list(islice(loader([manifest], config), 30))
-    held = list((tmp_path / "cache").iterdir())
-    assert 0 < len(held) <= 2
+    held = list((tmp_path / "cache").glob("*.tar"))
+    assert 0 < len(held) <= 2 and not list((tmp_path / "cache").glob(".fetch-*"))
     assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.stem for file in held)
 
     memory.pipe("/remote/shard-000001.tar", bytes(manifest.shards[1].bytes))
-    with pytest.raises(ShardError, match="the manifest says"):
+    with pytest.raises(
+        ShardError, match=r"shard-000001\.tar.*: remote-\d+\.json: bytes differ.*corpus verify"
+    ):
         list(islice(loader([remote], replace(config, cache=tmp_path / "fresh")), 30))
 
 

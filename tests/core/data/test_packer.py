@@ -110,7 +110,7 @@ def test_the_document_that_waits_longest_is_in_the_next_pack(
 @given(corpora=CORPORA)
 @settings(deadline=None)
 def test_looking_at_one_document_is_next_fit(corpora: dict[str, list[int]]) -> None:
-    documents = [d for d in order(corpora, 400) if d.length > 0]
+    documents = [d for d in order(corpora, 2000) if d.length > 0]
     expected, room = [[]], TOKENS
     for document in documents:
         if document.length > room:

@@ -1,19 +1,37 @@
-"""The benchmarks of corpora, on a handful of images: their keys, and that what they time was done."""
+"""The benchmarks of corpora on a handful of images: what they time was done, and what they count is so."""
+
+import hashlib
+import tarfile
+import time
+from pathlib import Path
 
 import pytest
 
 from workflows.bench import encode, rebuild
+from workflows.bench.captioned import write_tar
 from workflows.bench.tree_memory import held_now, watched
 
 
-def test_encode_tells_its_keys() -> None:
-    told = encode.run(1, size=encode.Size(images=64, flood=16, flood_side=64)).to_json()
-    assert told["name"] == "encode" and told["unit"] == "images/s" and told["ratio"] > 0
-    assert {"ratio_with_startup", "memory_mib", "memory_ratio", "share_of_peak", "gflop_per_image"} <= set(
-        told
-    )
-    assert told["images"] == {"few": 64, "many": 256} and told["memory_mib"]["few"] > 100
-    assert set(told["runs"]) == {"ours", "peer", "job_with_startup", "loop_with_startup"}
+def test_the_bare_loop_encodes_in_processes_of_its_own() -> None:
+    rate, start = encode._loop(encode.Size(), "cpu", processes=2, images=128)
+    assert rate > 1 and start > 0.5, "a process that imports torch takes its time"
+
+
+def test_flops_grow_with_the_pixels() -> None:
+    """Convolutions do; the attention in the middle of the network, with the square of them, is little here."""
+    small, large = encode._flops(encode.Size(side=64)), encode._flops(encode.Size(side=128))
+    assert small > 1e7 and large / small == pytest.approx(4, rel=0.1)
+
+
+def test_pictures_are_distinct_and_the_same_each_time(tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", (0, 0)), ("b", (0, 0)), ("c", (1, 0))):
+        write_tar(tmp_path / name, 20, seed)
+        with tarfile.open(tmp_path / name) as archive:
+            pictures = [archive.extractfile(m) for m in archive if m.name.endswith(".png")]
+            found.append({hashlib.sha256(p.read()).hexdigest() for p in pictures if p is not None})
+    a, b, c = found
+    assert a == b and len(a) == 20 and not a & c
 
 
 def test_rebuild_does_what_changed_alone() -> None:
@@ -28,8 +46,6 @@ def test_memory_of_the_tree_sees_what_is_held() -> None:
     with watched() as height:
         held = bytearray(200 << 20)
         held[::4096] = b"x" * len(held[::4096])
-        import time
-
         time.sleep(1)
         del held
     assert 150 < height.mib - before < 400

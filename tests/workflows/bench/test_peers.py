@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from workflows.bench import peers
+from workflows.bench.loader import PINS as LOADER
 from workflows.errors import OneFlowError
 
 
@@ -30,8 +31,9 @@ def test_other_pins_are_another_directory(tmp_path: Path, monkeypatch: pytest.Mo
     assert peers.standing(tmp_path / "peers") is None
 
 
-def test_every_pin_is_exact() -> None:
-    lines = [line for line in peers.PINNED.read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize("pins", [peers.PINNED, LOADER])
+def test_every_pin_is_exact(pins: Path) -> None:
+    lines = [line for line in pins.read_text().splitlines() if not line.startswith("#")]
     assert lines
     assert all(line.count("==") == 1 for line in lines)
     assert not [line for line in lines if line.split("==")[0] in ("torch", "torchvision", "numpy")]

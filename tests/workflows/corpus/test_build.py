@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from oneflow_core.data.reader import ShardReader, index_url
 from oneflow_core.data.shard import Sample, write_shard
 from oneflow_core.data.table import Table
 from tests.workflows.corpus.inputs import corpus, jsonl, pairs, png, tar
+from tests.workflows.corpus.test_encode import codec
+from tests.workflows.corpus.test_refusals import broken
 from workflows.corpus import build
+from workflows.corpus import encode as encode_job
 from workflows.corpus import shard as shard_job
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.inspection import inspect, render
@@ -29,6 +33,7 @@ from workflows.corpus.tally import tallied
 from workflows.corpus.verify import verify
 from workflows.errors import OneFlowError, Refused
 
+__all__ = ["codec"]
 pytestmark = pytest.mark.usefixtures("local_ray")
 TARGET = 50_000
 SMALL = {"understanding": None, "part_images": 16, "batch_size": 8, "actors": 1}
@@ -269,7 +274,7 @@ def test_shards_of_a_run_that_did_not_finish_are_not_written_again(whole: Whole,
     root = tmp_path / "root"
     shutil.copytree(whole.folder, root)
     base = root / "shards" / "test" / whole.manifest.version
-    for lost in (base / "manifest.json", base.parent / "latest", base / "shard-000001.index.json"):
+    for lost in (base / "manifest.json", base.parent / "latest", base / "shard-000001.index.arrow"):
         lost.unlink()
     cut = base / "shard-000002.tar"
     cut.write_bytes(cut.read_bytes()[:20_000])
@@ -295,9 +300,10 @@ def test_an_encoder_that_is_killed_is_started_again(whole: Whole, tmp_path: Path
         deadline = time.monotonic() + 300
         while not killed and time.monotonic() < deadline:
             for process in psutil.Process().children(recursive=True):
-                if "Encoder" in process.name() or "Encoder" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
+                with suppress(psutil.Error):
+                    if not killed and "Encoder" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
             time.sleep(0.02)
 
     shutil.copytree(whole.folder, tmp_path / "root", ignore=shutil.ignore_patterns("shards", "latents"))
@@ -309,6 +315,26 @@ def test_an_encoder_that_is_killed_is_started_again(whole: Whole, tmp_path: Path
         killer.join()
     assert killed
     assert tree(tmp_path / "root", "latents", "shards") == tree(whole.folder, "latents", "shards")
+
+
+def test_images_that_do_not_decode_leave_their_documents_out(
+    local_ray: None, tmp_path: Path, codec: str
+) -> None:
+    """The account closes, what was refused is part of the version, and taking it out of quarantine tries it again."""
+    config, units = broken(tmp_path, codec)
+    report = encode_job.run(config)
+    assert (report.images, report.encoded, report.refused) == (6, 7, 2)
+    manifest = Manifest.load(shard_job.run(config).url)
+    account = manifest.accounts["captions"]
+    assert account.refused["image unreadable"] >= 2
+    assert account.read == account.kept + sum(account.refused.values()) and account.kept == 6
+    assert verify(manifest.base, deep=True).samples == 6
+    (part,) = (part.path for part in manifest.parts if part.path.startswith("quarantine/encode/"))
+    assert build.finished(config) == manifest
+    (tmp_path / part).unlink()
+    assert build.finished(config) is None
+    again = encode_job.run(config)
+    assert (again.encoded, again.refused, again.reused) == (0, 2, 7)
 
 
 def test_buckets(tmp_path: Path) -> None:

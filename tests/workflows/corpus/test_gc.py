@@ -75,6 +75,21 @@ def test_what_nothing_refers_to_goes(root: Path) -> None:
     assert collect(str(root)).removed == ()
 
 
+def test_what_no_build_writes_is_left_alone(root: Path) -> None:
+    """People keep their sources under the root too, in folders of any name."""
+    own = [
+        "images/photos/0001.jpg",
+        "shards/raw/000/00000.tar",
+        "documents/s/notes.txt",
+        "images/s/part-x.parquet",
+    ]
+    for name in own:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"mine")
+    gone = {stored.path for stored, _ in collect(str(root), grace_s=0).removed}
+    assert gone & set(own) == {"images/s/part-x.parquet"}
+
+
 def test_without_grace_the_young_goes_too(root: Path) -> None:
     collect(str(root), grace_s=0)
     assert not (root / "latents/c@1/64px/part-young.parquet").exists()

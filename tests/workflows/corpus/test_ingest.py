@@ -20,7 +20,7 @@ from tests.workflows.corpus.test_pictures import bomb
 from workflows.corpus import ingested, parts, sources
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.ingest import UnitReport, ingest_unit, reports
-from workflows.corpus.ingested import UnitWriter
+from workflows.corpus.ingested import UnitWriter, part_of
 from workflows.corpus.parts import GROUP_ROWS, PartWriter, list_parts, read_part
 from workflows.corpus.selection import Selection, select
 from workflows.corpus.source_config import SourceConfig
@@ -116,6 +116,26 @@ def test_limit_takes_the_first(tmp_path: Path) -> None:
     ingest(config)
     (report,) = reports(config, list_units(config))
     assert [row["doc_id"][-1] for row in read_part(report.url).to_pylist()] == ["0", "1", "2", "3"]
+
+
+LOOKS = [(3, 7, [3, 2, 2]), (20, 4, [1, 1, 1, 1]), (20, 20, [3] * 4 + [2] * 4)]
+
+
+@pytest.mark.parametrize(("files", "first", "meant"), LOOKS)
+def test_a_first_look_takes_a_few_of_a_few_files(
+    tmp_path: Path, files: int, first: int, meant: list[int]
+) -> None:
+    """No more than asked for, all over the source; and what it wrote is not taken for the whole."""
+    for number in range(files):
+        jsonl(tmp_path / "raw" / f"{number:02d}.jsonl", [{"text": f"{number} {i}"} for i in range(5)])
+    source = {"name": "texts", "format": "jsonl", "urls": ["${root}/raw/*.jsonl"]}
+    config = corpus(tmp_path, source, first=first)
+    ingest(config)
+    found = reports(config, list_units(config))
+    assert [report.account.kept for report in found] == meant and sum(meant) == first
+    assert int(found[-1].unit.stem) >= files * 3 // 4 - 1
+    whole = corpus(tmp_path, source)
+    assert not {part_of(config, r.unit) for r in found} & {part_of(whole, u) for u in list_units(whole)}
 
 
 def test_what_was_not_ingested_is_told(tmp_path: Path) -> None:

@@ -1,19 +1,16 @@
 """Fetched images as they were when they were first read: a part of `images/<source>/`, by digests of their URLs."""
 
 import hashlib
-import os
-import shutil
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
+from workflows.corpus.parts import put_file
 from workflows.storage import exists, explained, open_fs
 
 Answer = tuple[bytes | None, str]
@@ -63,7 +60,7 @@ class Kept:
         self._flush()
         assert self._writer is not None and self._folder is not None
         self._writer.close()
-        _upload(Path(self._folder.name, "part"), self._url)
+        put_file(self._url, Path(self._folder.name, "part"))
 
     def close(self) -> None:
         """Drop what was not committed."""
@@ -110,19 +107,3 @@ class Kept:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
         self._rows, self._held = [], 0
-
-
-def _upload(local: Path, url: str) -> None:
-    filesystem, path = open_fs(url)
-    with explained(url):
-        if not isinstance(filesystem, LocalFileSystem):
-            filesystem.put_file(str(local), path)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            shutil.copyfile(local, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
