@@ -215,8 +215,8 @@ def test_damage_is_refused(whole: Whole, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"shard-000001\.tar: .* bytes of another digest"):
         verify(manifest.base)
     shard.write_bytes(data)
-    Path(index_url(str(shard))).write_bytes(index.replace(b'"0.latent.npy"', b'"1.latent.npy"', 1))
-    with pytest.raises(Refused, match=r"shard-000001\.index\.json: another digest"):
+    Path(index_url(str(shard))).write_bytes(index.replace(b"0.latent.npy", b"1.latent.npy", 1))
+    with pytest.raises(Refused, match=r"shard-000001\.index\.arrow: another digest"):
         verify(manifest.base)
     Path(index_url(str(shard))).write_bytes(index)
     shard.unlink()

@@ -46,7 +46,7 @@ def test_a_version_is_whole_though_no_listing_shows_it(
     write_version(tmp_path / "v", samples("a", "b"), 1)
     manifest = Manifest.load(str(tmp_path / "v"))
     with monkeypatch.context() as patched:
-        behind(patched, "shard-000001.tar", "shard-000000.index.json")
+        behind(patched, "shard-000001.tar", "shard-000000.index.arrow")
         assert _whole(manifest)
     tar = tmp_path / "v" / "shard-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-1])

@@ -15,6 +15,7 @@ import pytest
 from oneflow_core.data import shard as shards
 from oneflow_core.data.index import ShardIndex
 from oneflow_core.data.manifest import Manifest, ShardEntry
+from oneflow_core.data.reader import index_url
 from oneflow_core.data.shard import Sample
 from oneflow_core.data.table import Table
 from oneflow_core.document import Document, ImageSegment, Segment, TextSegment
@@ -125,7 +126,7 @@ def rewritten(corpus: Path, spoil: Callable[[ShardIndex, bytes], tuple[ShardInde
     manifest = Manifest.load(str(base))
     entry = manifest.shards[0]
     tar = base / entry.name
-    index_path = tar.with_suffix(".index.json")
+    index_path = Path(index_url(str(tar)))
     index, data = spoil(ShardIndex.from_bytes(index_path.read_bytes()), tar.read_bytes())
     tar.write_bytes(data)
     index_path.write_bytes(index.to_bytes())
