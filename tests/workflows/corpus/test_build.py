@@ -281,8 +281,8 @@ def test_shards_of_a_run_that_did_not_finish_are_not_written_again(whole: Whole,
     before = {path: path.stat().st_mtime_ns for path in base.glob("shard-*.tar")}
     report = build.run(mixed(root, whole.raw))
     count = len(whole.manifest.shards)
-    assert report.done == {"files": 0, "images": 0, "shards": 2}
-    assert report.reused == {"files": 3, "images": 40, "shards": count - 2}
+    assert report.done == {"files": 0, "documents": 0, "images": 0, "shards": 2}
+    assert report.reused == {"files": 3, "documents": 55, "images": 40, "shards": count - 2}
     assert "written 2 shards" in report.what() and "encoded 0 images, 40 reused" in report.what()
     assert tree(root, "shards") == tree(whole.folder, "shards")
     written = {path.name for path, at in before.items() if path.stat().st_mtime_ns != at}
