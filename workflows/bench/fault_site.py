@@ -139,12 +139,13 @@ class Site:
         self._drivers.append(Driver(path, {**self.environment, **environment}))
         return self._drivers[-1]
 
-    def kill_store(self) -> None:
-        """kill -9 of the S3 server, and its restart on the same data."""
+    def kill_store(self, away_s: float) -> None:
+        """kill -9 of the S3 server, and after `away_s` its restart on the same data."""
         pid = status(self.folder / "stack").services["s3"].pid
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+        time.sleep(away_s)
         self.start()
 
     def kill_worker(self, stage: str, rng: random.Random) -> bool:

@@ -24,6 +24,8 @@ from workflows.errors import OneFlowError, UsageError
 KILLED = ("driver", "worker", "store")
 VICTIMS = (*KILLED, "proxy")
 SHARE = 0.05
+AWAY_S = 10.0
+"""Longest time for which a killed store is away."""
 TRIES = 2
 """A stage that was over before its moment came is tried again in so many rounds for each kill that is wanted."""
 
@@ -175,7 +177,7 @@ def _done(tally: Tally, report: dict[str, Any]) -> dict[str, Any]:
 def _kill(site: Site, driver: Driver, victim: str, stage: str, rng: random.Random) -> bool:
     if victim == "worker":
         return site.kill_worker(stage, rng)
-    driver.kill() if victim == "driver" else site.kill_store()
+    driver.kill() if victim == "driver" else site.kill_store(rng.uniform(0, AWAY_S))
     return True
 
 

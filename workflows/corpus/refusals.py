@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.digests import SHA256, Digests, find, of_column, to_hex
+from workflows.corpus.ingested import QUARANTINE
 from workflows.corpus.parts import READERS_AT_ONCE, facts_of, list_parts, read_part, write_part
 from workflows.storage import exists, join
 
@@ -31,16 +32,7 @@ REASONS = (
     "features not finite",
 )
 """Why an image is refused here; "image size": not the one in its header; "image changed": no longer in the source."""
-REFUSED = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("key", pa.string()),
-        ("reason", pa.string()),
-        ("head", pa.binary()),
-        ("sha256", pa.string()),
-    ]
-)
+REFUSED = pa.schema([*QUARANTINE, ("sha256", pa.string())])
 """As the quarantine of ingest, and the image."""
 
 
