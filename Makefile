@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setup: torch"; $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock $(TORCH)
 	@echo "setup: all else, from requirements.lock"; \
 	if $(BIN)/python -m pip install -q --disable-pip-version-check $(UV) && \
-		$(BIN)/uv pip install -q -p $(BIN)/python -r requirements.lock; then :; else \
+		$(BIN)/uv pip install -q --compile-bytecode -p $(BIN)/python -r requirements.lock; then :; else \
 		echo "setup: uv could not do it; pip does, in some minutes"; \
 		$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock; fi
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -28,7 +28,7 @@ STAGES = ("ingest", "encode", "shard")
 TASKS = {
     "ingest": r"ray::.*(_worked|_Ingest)",
     "encode": r"ray::.*Encoder",
-    "shard": r"ray::.*(_Join|_Write|Shuffle|Reduce|Hash)",
+    "shard": r"ray::.*(_whole|_Join|_Write|Shuffle|Reduce|Hash)",
 }
 """What the worker processes of a stage are named after."""
 TARS, IMAGES, PIXELS = 8, 6, 64

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from oneflow_core.data.index import ShardError, ShardIndex
@@ -32,6 +33,8 @@ ROWS, ARRAY_BYTES = 512, 32e6
 """Most documents, and bytes of arrays about, that a task joins and passes on at once."""
 PARTITION_BYTES = 256e6
 """About what one task of the shuffle holds."""
+PIECES_ALONE = 256
+"""A corpus of at most one partition and so many parts is written by one task, which costs less than a shuffle."""
 SHUFFLED = pa.schema(
     [
         ("shard", pa.int64()),
@@ -80,13 +83,21 @@ class Written:
 
 
 def write(writing: Writing, partitions: int | None = None) -> Written:
-    """Write what is missing. The number of partitions of the shuffle changes no byte; None: as size and CPUs say."""
+    """Write what is missing. The number of partitions of the shuffle changes no byte; None: as size and CPUs say,
+    or no shuffle at all where one task can hold the corpus."""
     found = dict(_complete(writing))
     reused = len(found)
     progress = Progress("shard", writing.shards - reused, "shards")
     if reused < writing.shards:
-        for entry, licences in _shuffled(writing, frozenset(found), partitions or _partitions(writing)):
-            found[entry.name] = entry, licences
+        small = writing.size < PARTITION_BYTES and len(writing.pieces) <= PIECES_ALONE
+        done = frozenset(found)
+        if small and partitions is None:
+            rows = _by_one_task(writing, done)
+        else:
+            rows = _shuffled(writing, done, partitions or _partitions(writing))
+        for row in rows:
+            entry = ShardEntry(**json.loads(row["entry"]))
+            found[entry.name] = entry, Counter(json.loads(row["licences"]))
             progress.add(1)
     entries = [found[name][0] for name in sorted(found)]
     licences = sum((licences for _, licences in found.values()), Counter[str]())
@@ -120,10 +131,28 @@ def _complete(writing: Writing) -> Iterator[tuple[str, tuple[ShardEntry, Counter
             yield entry.name, (entry, Counter(json.loads(row["licences"])))
 
 
-def _shuffled(
-    writing: Writing, done: frozenset[str], partitions: int
-) -> Iterator[tuple[ShardEntry, Counter[str]]]:
-    """Entries of the shards that are not `done`, as they are written, with samples by licence."""
+def _by_one_task(writing: Writing, done: frozenset[str]) -> Iterator[Mapping[str, str]]:
+    """What `_shuffled` gives, by a single task."""
+    import ray
+
+    task = ray.remote(_whole).options(num_returns="streaming")
+    for reference in task.remote(writing, done, Environment.of_driver()):
+        row: Mapping[str, str] = ray.get(reference)
+        yield row
+
+
+def _whole(writing: Writing, done: frozenset[str], environment: Environment) -> Iterator[dict[str, str]]:
+    join = _Join(writing.seed, writing.shards, done, writing.image_bytes, None, environment)
+    batches = (pa.Table.from_pylist([_row(piece)]) for piece in writing.pieces)
+    rows = pa.concat_tables([SHUFFLED.empty_table(), *(t for batch in batches for t in join(batch))])
+    write_one = _Write(writing.url, environment)
+    for shard in sorted(rows["shard"].unique().to_pylist()):
+        (told,) = write_one(rows.filter(pc.equal(rows["shard"], shard))).to_pylist()
+        yield told
+
+
+def _shuffled(writing: Writing, done: frozenset[str], partitions: int) -> Iterator[Mapping[str, str]]:
+    """Entry, and samples by licence, of each shard that is not `done`, as it is written."""
     import ray.data
 
     environment = Environment.of_driver()
@@ -141,8 +170,7 @@ def _shuffled(
             )
             grouped = joined.groupby("shard", num_partitions=partitions)
             written = grouped.map_groups(_Write(writing.url, environment).__call__, batch_format="pyarrow")
-            for row in written.iter_rows():
-                yield ShardEntry(**json.loads(row["entry"])), Counter(json.loads(row["licences"]))
+            yield from written.iter_rows()
     finally:
         context.shuffle_strategy = usual
 

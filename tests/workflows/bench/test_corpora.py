@@ -35,7 +35,9 @@ def test_pictures_are_distinct_and_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_rebuild_does_what_changed_alone() -> None:
-    told = rebuild.run(1, size=rebuild.Size(files=4, documents=3, channels=(32, 32, 32, 32))).to_json()
+    told = rebuild.run(
+        1, size=rebuild.Size(files=4, documents=3, changed=1, channels=(32, 32, 32, 32))
+    ).to_json()
     assert told["share"] == pytest.approx(told["ours"] / told["peer"])
     assert told["done"]["files"] == 1 and told["done"]["images"] == 3
     assert told["reused"]["files"] == 3 and told["reused"]["images"] == 9
