@@ -24,10 +24,10 @@ class Size:
     """`files` of `documents` captioned pictures of 64 pixels each, of which `changed` files change."""
 
     files: int = 200
-    documents: int = 80
+    documents: int = 25
     changed: int = 2
-    channels: tuple[int, ...] = (64, 128, 256, 256)
-    """Of the codec's blocks; SD3's are twice as many."""
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    """Of the codec's blocks: SD3's."""
 
 
 def run(runs: int, size: Size | None = None) -> Result:
