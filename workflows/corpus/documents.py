@@ -8,11 +8,14 @@ from workflows.corpus.cleanup import TextError, cleaned
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.filters import FiltersConfig, refusal_of_columns, refusal_of_image, refusal_of_texts
 from workflows.corpus.pictures import PictureError, probe
+from workflows.corpus.source_config import SourceConfig
 from workflows.corpus.sources import Draft, Picture, Refused
 from workflows.corpus.sources.protocol import head
 from workflows.corpus.units import Unit
 
 Cleaned = list[str | Picture]
+DROPPED = "images_dropped"
+"""In a document's meta: how many of its images could not be taken."""
 
 
 class CheckError(ValueError):
@@ -33,20 +36,18 @@ class Checked:
 
 def document_of(draft: Draft, unit: Unit, config: CorpusConfig) -> Checked | Refused:
     """The checked document. What costs least is looked at first; its images are probed, not decoded."""
-    filters = next(source.filters for source in config.sources if source.name == unit.source)
+    source = next(source for source in config.sources if source.name == unit.source)
     try:
         _check_names(draft)
-        _columns(draft, filters)
-        contents = _texts(draft, config, filters)
-        segments = [
-            _segment(content, role, config, filters)
-            for content, (_, role) in zip(contents, draft.segments, strict=True)
-        ]
+        _columns(draft, source.filters)
+        contents = _texts(draft, config, source.filters)
+        segments, dropped = _segments(draft, contents, config, source)
     except CheckError as error:
         return Refused(draft.key, str(error), error.head)
     changed = sum(new != old for new, (old, _) in zip(contents, draft.segments, strict=True))
     key = f"{unit.source}/{unit.stem}/{draft.key}"
-    return Checked(Document(key, unit.source, draft.licence, tuple(segments), draft.meta), changed)
+    meta = {**draft.meta, DROPPED: str(dropped)} if dropped else draft.meta
+    return Checked(Document(key, unit.source, draft.licence, segments, meta), changed)
 
 
 def sha256_of(picture: Picture) -> str:
@@ -88,6 +89,38 @@ def _text(text: str, config: CorpusConfig) -> str:
         return cleaned(text, config.cleanup, config.limits.text_bytes)
     except TextError as error:
         raise CheckError(str(error), head(text)) from None
+
+
+def _segments(
+    draft: Draft, contents: Cleaned, config: CorpusConfig, source: SourceConfig
+) -> tuple[tuple[Segment, ...], int]:
+    """The checked segments, and how many images were dropped; the last image is never dropped."""
+    found: list[Segment] = []
+    errors: list[CheckError] = []
+    for content, (_, role) in zip(contents, draft.segments, strict=True):
+        try:
+            found.append(_segment(content, role, config, source.filters))
+        except CheckError as error:
+            if not source.drops_images:
+                raise
+            errors.append(error)
+    if errors and not any(isinstance(segment, ImageSegment) for segment in found):
+        raise errors[0]
+    return (_joined(found, config.limits.text_bytes) if errors else tuple(found)), len(errors)
+
+
+def _joined(segments: list[Segment], most_bytes: int) -> tuple[Segment, ...]:
+    """Texts between which an image was are one, as they are where there never was one, if that is not too long."""
+    found: list[Segment] = []
+    for segment in segments:
+        last = found[-1] if found else None
+        if isinstance(segment, TextSegment) and isinstance(last, TextSegment) and last.role == segment.role:
+            text = f"{last.text} {segment.text}"
+            if len(text.encode()) <= most_bytes:
+                found[-1] = TextSegment(text, last.role)
+                continue
+        found.append(segment)
+    return tuple(found)
 
 
 def _segment(content: str | Picture, role: Role, config: CorpusConfig, filters: FiltersConfig) -> Segment:

@@ -83,6 +83,9 @@ class SourceConfig(Config):
     """coco: a document for each caption of an image, or for its first alone."""
     placement: Literal["before", "after"] = "before"
     """mmc4: on which side of the sentence that it matches an image is put."""
+    bad_images: Literal["refuse", "drop"] | None = None
+    """What becomes of a document with an image that is missing, refused or filtered out: it is refused, or stays
+    without that image as long as it has another. None: drop for mmc4 and obelics, refuse for all else."""
     fetch: FetchConfig = FetchConfig()
     filters: FiltersConfig = FiltersConfig()
     share: float = Field(default=1.0, gt=0, le=1)
@@ -99,6 +102,11 @@ class SourceConfig(Config):
         if unknown:
             raise ValueError(f"unknown column {unknown[0]!r} (known: {', '.join(sorted(known))})")
         return columns
+
+    @property
+    def drops_images(self) -> bool:
+        """Whether documents stay without the images that cannot be taken."""
+        return (self.bad_images or ("drop" if self.format in ("mmc4", "obelics") else "refuse")) == "drop"
 
     def column(self, ours: Column) -> str:
         """What the source calls our column."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from oneflow_core.document import Document
+from oneflow_core.document import Document, TextSegment
 from tests.workflows.corpus.inputs import corpus, encoded, jsonl, pairs, png, tar
 from tests.workflows.corpus.test_pictures import bomb
 from workflows.corpus import ingested, parts, sources
@@ -116,6 +116,33 @@ def test_limit_takes_the_first(tmp_path: Path) -> None:
     ingest(config)
     (report,) = reports(config, list_units(config))
     assert [row["doc_id"][-1] for row in read_part(report.url).to_pylist()] == ["0", "1", "2", "3"]
+
+
+def interleaved(root: Path, images: dict[str, bytes], **source: Any) -> CorpusConfig:
+    """A page of MMC4: a text before each of three images, and one at the end."""
+    info = [{"image_name": f"{i}.png", "matched_text_index": i} for i in range(3)]
+    jsonl(root / "raw" / "d.jsonl", [{"text_list": ["a", "b", "c", "d"], "image_info": info}])
+    tar(root / "raw" / "d.tar", images.items())
+    named = {"name": "pages", "format": "mmc4", "urls": ["${root}/raw/d.jsonl"], "placement": "after"}
+    return corpus(root, {**named, **source})
+
+
+def test_a_page_stays_without_images_that_are_gone(tmp_path: Path) -> None:
+    """Of three images one is not there and one is no image: its texts are joined, as MMC4's own without images are."""
+    config = interleaved(tmp_path, {"0.png": b"<html>", "1.png": png(1)})
+    report = only(config)
+    (row,) = read_part(report.url, ["document"])["document"].to_pylist()
+    document = Document.from_json(json.loads(row))
+    told = [s.text if isinstance(s, TextSegment) else s.sha256 for s in document.segments]
+    assert told == ["a b", hashlib.sha256(png(1)).hexdigest(), "c d"]
+    assert document.meta["images_dropped"] == "2"
+    refused = only(interleaved(tmp_path / "2", {"0.png": png(0), "1.png": png(1)}, bad_images="refuse"))
+    assert (refused.account.kept, refused.account.refused) == (0, {"image missing": 1})
+    none = only(interleaved(tmp_path / "3", {}))
+    assert (none.account.kept, none.account.refused) == (0, {"image missing": 1})
+    size = {"filters": {"side": {"min": 65}}}
+    small = only(interleaved(tmp_path / "4", {"0.png": png(0, (80, 80)), "1.png": png(1)}, **size))
+    assert (small.account.kept, small.images) == (1, 1)
 
 
 LOOKS = [(3, 7, [3, 2, 2]), (20, 4, [1, 1, 1, 1]), (20, 20, [3] * 4 + [2] * 4)]
