@@ -24,7 +24,7 @@ class Size:
     """`files` of `documents` captioned pictures of 64 pixels each, of which `changed` files change."""
 
     files: int = 200
-    documents: int = 25
+    documents: int = 12
     changed: int = 2
     channels: tuple[int, ...] = (128, 256, 512, 512)
     """Of the codec's blocks: SD3's."""
