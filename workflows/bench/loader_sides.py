@@ -243,7 +243,12 @@ def _mds_s3(place: str) -> Iterator[Read]:
     os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
     clean_stale_shared_memory()
     with tempfile.TemporaryDirectory() as local:
-        yield from map(_columns, StreamingDataset(remote=place, local=local, batch_size=1, shuffle=False))
+        # It leaves its lock files where temporary files go.
+        usual, tempfile.tempdir = tempfile.tempdir, local
+        try:
+            yield from map(_columns, StreamingDataset(remote=place, local=local, batch_size=1, shuffle=False))
+        finally:
+            tempfile.tempdir = usual
 
 
 def _columns(row: dict[str, Any]) -> Read:
