@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 RUN_KEY = "oneflow.run_key"
 ATTEMPT = "oneflow.attempt"
 COMMIT = "oneflow.git_commit"
+FAILURE = "oneflow.failure"
+NOTE = "mlflow.note.content"
+"""The description that MLflow's page of a run shows."""
+FAILED_NOTE = "Failed: "
+MAX_TAG = 5000
 MAX_PARAM = 500
 PARAMS_A_CALL = 100
 METRICS_A_CALL = 500
@@ -147,9 +152,13 @@ class Tracker:
         """Record `dataset` as an input of the run."""
         self._outbox.put(lambda session: _send_dataset(session, dataset), droppable=False)
 
-    def close(self, status: str = "FINISHED", timeout_s: float = 60.0) -> Delivery:
-        """End the run as FINISHED, FAILED or KILLED once all is delivered, or give up after `timeout_s`."""
-        self._outbox.put(lambda s: s.client.set_terminated(s.run_id, status), droppable=False)
+    def close(self, status: str | None = "FINISHED", timeout_s: float = 60.0) -> Delivery:
+        """End the run as FINISHED, FAILED or KILLED once all is delivered, or give up after `timeout_s`.
+
+        None leaves it running: another attempt is expected to go on.
+        """
+        if status is not None:
+            self._outbox.put(lambda s: s.client.set_terminated(s.run_id, status), droppable=False)
         delivery = self._outbox.close(timeout_s)
         if delivery.pending or delivery.dropped:
             log.warning("tracking: %d items not delivered, %d dropped", delivery.pending, delivery.dropped)
@@ -175,17 +184,29 @@ def find_run(uri: str, experiment: str, key: str) -> str | None:
     return _newest(client, found.experiment_id, key) if found else None
 
 
-def end_run(uri: str | None, experiment: str, key: str, killed: bool) -> None:
-    """Mark the run of `key` as KILLED or FAILED, if there is one; a server that is away is only logged."""
+def end_run(uri: str | None, experiment: str, key: str, status: str, reason: str) -> None:
+    """Mark the run of `key` as KILLED or FAILED, if there is one; a server that is away is only logged.
+
+    The reason of a failure is in the tag `oneflow.failure` and in the run's description, until it is continued.
+    """
     from mlflow.exceptions import MlflowException
 
     if not uri:
         return
     try:
         if run_id := find_run(uri, experiment, key):
-            client_of(uri).set_terminated(run_id, "KILLED" if killed else "FAILED")
+            client = client_of(uri)
+            if status == "FAILED":
+                _describe_failure(client, run_id, reason[:MAX_TAG])
+            client.set_terminated(run_id, status)
     except (MlflowException, OSError) as error:
         log.warning("the run in MLflow could not be ended: %s", error)
+
+
+def run_status(uri: str, experiment: str, key: str) -> str | None:
+    """Status of the run of `key` (RUNNING, FINISHED, ...), None where there is none; raises what the server raises."""
+    run_id = find_run(uri, experiment, key)
+    return str(client_of(uri).get_run(run_id).info.status) if run_id else None
 
 
 def client_of(uri: str) -> "MlflowClient":
@@ -216,7 +237,21 @@ def _open(uri: str, spec: RunSpec) -> _Session:
     attempt = int(data.tags.get(ATTEMPT, "1")) + 1
     client.update_run(run_id, status="RUNNING")
     client.set_tag(run_id, ATTEMPT, str(attempt))
+    if FAILURE in data.tags:
+        client.delete_tag(run_id, FAILURE)
+        client.set_tag(run_id, NOTE, _without_failure(data.tags.get(NOTE, "")))
     return _Session(client, run_id, attempt, {m.key: m.step for m in data.to_proto().metrics})
+
+
+def _describe_failure(client: "MlflowClient", run_id: str, reason: str) -> None:
+    note = _without_failure(client.get_run(run_id).data.tags.get(NOTE, ""))
+    client.set_tag(run_id, FAILURE, reason)
+    client.set_tag(run_id, NOTE, f"{FAILED_NOTE}{reason}\n\n{note}".strip())
+
+
+def _without_failure(note: str) -> str:
+    """A description as it was before the failure was written above it."""
+    return note.partition("\n\n")[2] if note.startswith(FAILED_NOTE) else note
 
 
 def _experiment_id(client: "MlflowClient", name: str) -> str:

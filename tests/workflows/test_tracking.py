@@ -18,7 +18,18 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from workflows.outbox import Outbox
-from workflows.tracking import ATTEMPT, DatasetRef, RunSpec, Tracker, find_run, flat_params
+from workflows.tracking import (
+    ATTEMPT,
+    FAILURE,
+    NOTE,
+    DatasetRef,
+    RunSpec,
+    Tracker,
+    end_run,
+    find_run,
+    flat_params,
+    run_status,
+)
 
 CORPUS = DatasetRef("shapes", "a1b2c3", "s3://corpus/shards/shapes/a1b2c3/manifest.json", {"samples": 12})
 
@@ -149,6 +160,29 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server) 
     history = MlflowClient(server.uri).get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 3.0)]
     assert [m.timestamp for m in history][:2] == [held["time_ms"] for held in kept]
+
+
+def test_a_failure_is_told_until_the_run_goes_on(server: Server) -> None:
+    spec = RunSpec("shapes", "failing", "key-7", tags={NOTE: "What it is about.\n\nMore of it."})
+    Tracker(server.uri, spec).close(None)
+    run_id = find_run(server.uri, "shapes", "key-7")
+    assert run_id is not None and run_status(server.uri, "shapes", "key-7") == "RUNNING"
+    client = MlflowClient(server.uri)
+    for reason in ("the disk is full; free some", "the loss is nan"):
+        end_run(server.uri, "shapes", "key-7", "FAILED", reason)
+        failed = client.get_run(run_id)
+        assert (failed.info.status, failed.data.tags[FAILURE]) == ("FAILED", reason)
+        assert failed.data.tags[NOTE] == f"Failed: {reason}\n\nWhat it is about.\n\nMore of it."
+
+    Tracker(server.uri, RunSpec("shapes", "failing", "key-7")).close()
+    again = client.get_run(run_id)
+    assert again.info.status == "FINISHED" and FAILURE not in again.data.tags
+    assert again.data.tags[NOTE] == "What it is about.\n\nMore of it."
+    end_run(server.uri, "shapes", "key-7", "KILLED", "stopped")
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert FAILURE not in client.get_run(run_id).data.tags
+    end_run("http://127.0.0.1:9", "shapes", "key-7", "FAILED", "nobody hears it")
+    assert run_status(server.uri, "shapes", "no such key") is None
 
 
 def test_runs_of_other_keys_and_experiments_stay_apart(server: Server) -> None:

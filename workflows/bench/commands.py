@@ -18,6 +18,7 @@ BENCHMARKS = {
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "storage": "workflows.bench.storage:run",
     "faults": "workflows.bench.faults:run",
+    "train-faults": "workflows.bench.train_faults:run",
     "encode": "workflows.bench.encode:run",
     "encode-device": "workflows.bench.encode_device:run",
     "rebuild": "workflows.bench.rebuild:run",
@@ -28,6 +29,8 @@ BENCHMARKS = {
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode", "encode-device")
 """Those that can measure a GPU."""
+WITH_VICTIMS = ("faults", "train-faults")
+"""Those that kill; `--only` and `--seed` are theirs."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""
 
@@ -44,10 +47,14 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="VICTIM[/STAGE]", help="Of faults: driver, worker, store, proxy; or driver/shard."
+            metavar="VICTIM[/STAGE]",
+            help="Of faults: driver, worker, store, proxy; or driver/shard. Of train-faults: worker, store, "
+            "mlflow, driver, sigterm, node.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of faults: another seed kills at other moments.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of faults and train-faults: another seed kills at other moments.", min=0)
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure something of ours and a peer on this machine."""
@@ -57,7 +64,7 @@ def bench(
     if device != "cpu" and name not in ON_A_DEVICE:
         raise UsageError(f"--device {device}", f"{name} measures the CPU alone", "leave it out")
     options: dict[str, Any] = {"device": device} if name in ON_A_DEVICE else {}
-    if name == "faults":
+    if name in WITH_VICTIMS:
         options = {"only": only or (), "seed": seed}
     elif only:
         raise UsageError(f"--only {only[0]}", f"{name} has no parts", "leave it out")

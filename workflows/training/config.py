@@ -215,6 +215,9 @@ class ComputeSettings(Config):
 
     workers: int = Field(2, ge=1)
     """Training processes; must divide data.lanes. Changing it does not change the run."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest workers that the run goes on with when nodes are lost, at numbers that divide data.lanes; when nodes come
+    back it grows again, up to `workers`. None: it waits for nodes until there is room for all workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -229,7 +232,7 @@ class ComputeSettings(Config):
     compile: bool = False
     """torch.compile each block; pays on GPUs after a minute of compilation."""
     max_failures: int = Field(2, ge=0)
-    """Times that lost workers are replaced before the run fails."""
+    """Times that lost workers are replaced without a step that was committed in between, before the run fails."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for a worker."""
 
@@ -284,6 +287,10 @@ class TrainConfig(Config):
         if self.data.lanes % self.compute.workers:
             raise ValueError(
                 f"compute.workers {self.compute.workers} must divide data.lanes {self.data.lanes}"
+            )
+        if (self.compute.min_workers or 1) > self.compute.workers:
+            raise ValueError(
+                f"compute.min_workers {self.compute.min_workers} is above compute.workers {self.compute.workers}"
             )
         return self
 

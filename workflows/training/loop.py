@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from oneflow_core.packing import Pack
 from workflows.errors import OneFlowError
 from workflows.storage import join
 from workflows.tracking import Tracker
+from workflows.training.attempts import Attempt
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
@@ -31,27 +32,18 @@ from workflows.training.meter import Meter
 from workflows.training.optimiser import Optimiser
 from workflows.training.pace import Pace
 from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
+from workflows.training.progress import Progress
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 5.0
+"""Seconds between looks whether a node is about to go: in all ranks at the same step, as it is a barrier."""
+
 
 class Diverged(OneFlowError):
     """The loss is no number any more; checkpoints from before are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands; `metrics` are the latest."""
-
-    step: int
-    steps: int
-    done: float
-    """Share of the budget, 0 to 1."""
-    elapsed_s: float
-    eta_s: float
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +54,10 @@ class Hooks:
     """Rank 0, at every logged step."""
     committed: Callable[[Mapping[str, Any]], None] = field(default=lambda _: None)
     """All ranks, at every checkpoint, with a pointer to it."""
+    stopping: Callable[[], bool] = field(default=lambda: False)
+    """Each rank, at every step: whether the run is to end after it, with a checkpoint. One that says so is enough."""
+    leaving: Callable[[], bool] = field(default=lambda: False)
+    """All ranks, every `LOOK_S` seconds, with one answer: whether a checkpoint is wanted, as a node will go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +68,15 @@ class Outcome:
     elapsed_s: float
     best: Best | None
     metrics: Mapping[str, float]
+    stopped: bool = False
+    """It was asked to end before its budget was used up."""
 
 
 class Trainer:
     """One worker of a run. All workers make one and call `run`, with the same config and materials.
 
-    `root` is where this run's checkpoints and best weights lie; `tracker` is given on rank 0 alone.
+    `root` is where this run's checkpoints and best weights lie; `tracker` is given on rank 0 alone; `begun` is when
+    the run was started, in seconds since 1970, if this is its first attempt.
     """
 
     def __init__(
@@ -88,9 +87,11 @@ class Trainer:
         root: str,
         tracker: Tracker | None = None,
         hooks: Hooks | None = None,
+        begun: float | None = None,
     ) -> None:
         self.config, self.materials, self.worker, self.root = config, materials, worker, root
         self._tracker, self._hooks = tracker, hooks or Hooks()
+        self._attempt = Attempt(root, worker, tracker, begun)
         self.model = materials.build_model(config.seed)
         shard(self.model, config.compute, worker)
         self.optimiser = Optimiser(self.model, config.optimiser)
@@ -107,19 +108,25 @@ class Trainer:
         self._latest: dict[str, float] = {}
         self.step, self._elapsed_s, self._before_s = 0, 0.0, 0.0
         self._begun = time.monotonic()
+        self._stopping, self._looked_s = False, 0.0
 
     def run(self) -> Outcome:
-        """Train from the newest checkpoint to the end of the budget."""
+        """Train from the newest checkpoint to the end of the budget, or until it is asked to stop."""
         self._restore()
         self._begun = time.monotonic()
         stream = iter(self.loader)
-        while not self._done:
-            self._train(next(stream))
+        while not self._done and not self._stopping:
+            self._attempt.enter("data_wait")
+            packs = next(stream)
+            self._attempt.enter("steps")
+            self._train(packs)
             self._after_step()
+        self._attempt.enter("checkpoint")
         self._checkpoints.close()
         self.loader.close()
+        self._tell_progress()
         best = read_best(self.root) if self.worker.leads else None
-        return Outcome(self.step, self._elapsed_s, best, self._latest)
+        return Outcome(self.step, self._elapsed_s, best, self._latest, not self._done)
 
     @property
     def _done(self) -> bool:
@@ -148,13 +155,15 @@ class Trainer:
         self._pace.after(self.step)
 
     def _agree(self, packs: list[Pack]) -> dict[str, float]:
-        """Normalisers of the global batch; and the time, which rank 0 tells all."""
+        """Normalisers of the global batch; the time, which rank 0 tells all; and whether one is asked to stop."""
         shares = Counter[str]()
         for pack in packs:
             shares.update(self.materials.objective.normalisers(pack))
         names = sorted(shares)
         now = time.monotonic() - self._begun + self._before_s
-        *sums, self._elapsed_s = summed([shares[n] for n in names] + [now if self.worker.leads else 0.0])
+        told = [now if self.worker.leads else 0.0, float(self._hooks.stopping())]
+        *sums, self._elapsed_s, stopping = summed([shares[n] for n in names] + told)
+        self._stopping = stopping > 0
         return dict(zip(names, sums, strict=True))
 
     def _after_step(self) -> None:
@@ -162,16 +171,26 @@ class Trainer:
         if done or self.step % watch.log_every == 0:
             self._log()
         if done or self.step % watch.heldout_every == 0:
+            self._attempt.enter("evaluate")
             self._evaluate()
         if done or self.step % watch.sample_every == 0:
+            self._attempt.enter("evaluate")
             self._load_average()
             self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
-        if done or self.step % self.config.checkpoint.every_steps == 0:
+        due = self.step % self.config.checkpoint.every_steps == 0 or self._stopping or self._leaving()
+        if done or due:
+            self._attempt.enter("checkpoint")
             self._save()
 
+    def _leaving(self) -> bool:
+        """Whether a node will go soon; asked once in a while, by all ranks after the same step."""
+        if self._elapsed_s - self._looked_s < LOOK_S:
+            return False
+        self._looked_s = self._elapsed_s
+        return self._hooks.leaving()
+
     def _log(self) -> None:
-        settings, budget = self.config.optimiser, self.config.budget
-        done = progress(self.step, self._elapsed_s, budget)
+        settings, done = self.config.optimiser, progress(self.step, self._elapsed_s, self.config.budget)
         metrics = self._meter.read(self.loader.stats)
         if not math.isfinite(metrics["train/loss"]) or not math.isfinite(metrics["train/grad_norm"]):
             mend = "lower optimiser.lr or raise optimiser.warmup_steps"
@@ -180,13 +199,20 @@ class Trainer:
         metrics["train/progress"] = done
         metrics |= self._pace.metrics(self.step - 1)
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}
-        self._tell(metrics)
         if self.worker.leads:
-            eta = self._elapsed_s * (1 - done) / done if done else 0.0
-            shown = Progress(
-                self.step, budget.steps, min(done, 1.0), self._elapsed_s, max(eta, 0.0), self._latest
-            )
-            self._hooks.progress(shown)
+            metrics |= self._attempt.goodput().metrics()
+        self._tell(metrics)
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        """Rank 0's hook is told where the run stands."""
+        if not self.worker.leads:
+            return
+        done = progress(self.step, self._elapsed_s, self.config.budget)
+        eta = self._elapsed_s * (1 - done) / done if done else 0.0
+        steps, elapsed, goodput = self.config.budget.steps, self._elapsed_s, asdict(self._attempt.goodput())
+        told = Progress(self.step, steps, min(done, 1.0), elapsed, max(eta, 0.0), dict(self._latest), goodput)
+        self._hooks.progress(told)
 
     def _evaluate(self) -> None:
         """Held-out loss of the averaged weights; the best ones are kept."""
@@ -212,6 +238,7 @@ class Trainer:
         dist.all_gather_object(states, self.loader.state_dict())
         state = {"step": self.step, "elapsed_s": self._elapsed_s, "loader": join_states(states)}
         state["schedule"] = self._pace.state()
+        state["goodput"] = asdict(self._attempt.goodput())
         state["unsent_metrics"] = self._tracker.unsent() if self._tracker else []
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
         self._hooks.committed({"step": self.step, "checkpoint": join(self.root, "commits"), **self._latest})
@@ -219,12 +246,14 @@ class Trainer:
     def _restore(self) -> None:
         restored = self._checkpoints.restore(self.optimiser.tensors())
         if restored is None:
+            self._attempt.go_on(0, None)
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])
         self._elapsed_s = self._before_s
         self.optimiser.set_steps(self.step)
         self.loader.load_state_dict(restored.state["loader"])
         self._pace.load_state(restored.state.get("schedule", {}))
+        self._attempt.go_on(self.step, restored.state.get("goodput"))
         if self._tracker:
             self._tracker.resend(restored.state.get("unsent_metrics", []))
         log.info("going on after step %d, %.0f s into the budget", self.step, self._before_s)

@@ -1,30 +1,32 @@
 """The controller of a run: Ray Train starts the workers, replaces lost ones, and the best weights are registered."""
 
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from signal import Signals
+from typing import Any
 
 from workflows.config import digest
 from workflows.corpus.holds import reading
 from workflows.errors import OneFlowError
-from workflows.storage import delete, join, open_fs
-from workflows.tracking import end_run
+from workflows.storage import join, read_json
+from workflows.tracking import ATTEMPT, end_run, run_status
+from workflows.training.attempts import FILE as ATTEMPTS
+from workflows.training.attempts import WORLD_SIZE, read_attempts
 from workflows.training.best import read_best
 from workflows.training.checkpoint import committed_steps
+from workflows.training.commit import Commit, commit_name
 from workflows.training.config import TrainConfig
+from workflows.training.fitting import fit
+from workflows.training.goodput import read
 from workflows.training.materials import Materials, gather
 from workflows.training.progress import read_progress, watched
-from workflows.training.ray_worker import clear_failure, read_failure, work_under_ray
 from workflows.training.register import Registered, export_and_register
 from workflows.training.schedule import progress
-from workflows.training.worker import run_root, tracking_uri
-
-PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_", "ONEFLOW_")
-"""Prefixes of the driver's variables that workers need to reach storage and tracking."""
+from workflows.training.stopping import Stopped
+from workflows.training.worker import FLUSH_S, open_tracker, run_root, tracking_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class TrainReport:
     model: Registered | None
     seconds: Mapping[str, float]
     """Seconds of this call: train, register."""
+    attempts: int = 0
+    """Times that workers were started and came as far as training."""
+    goodput: Mapping[str, float] = field(default_factory=dict)
+    """Share of the run's wall time in steps that counted, and the seconds of each part."""
 
 
 def run(
@@ -58,9 +64,10 @@ def run(
 
     Raises:
         OneFlowError: the corpus, storage or cluster is not there, or workers failed more often than allowed.
+        Stopped: SIGTERM or SIGINT came; what was trained is kept.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    begun = time.monotonic()
+    begun, started = time.monotonic(), time.time()
     materials = gather(config)
     key = key_of_run(config, resume) if resume else materials.run_key
     root = run_root(config, key)
@@ -71,9 +78,10 @@ def run(
         )
     else:
         with reading(materials.manifests), watched(root, say), _run_is_ended(config, key):
-            _fit(config, key, root)
+            _train(config, key, root, started, say)
     trained = time.monotonic()
-    registered, run_id = export_and_register(config, materials, key, root)
+    _deliver(config, materials, key, root)
+    registered, run_id = _registered(config, materials, key, root)
     if registered:
         say(f"train: {registered.uri} is version {registered.version} of {registered.name}")
     return _report(config, materials, key, root, run_id, registered, (begun, trained, time.monotonic()))
@@ -108,91 +116,62 @@ def _run_is_ended(config: TrainConfig, key: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        end_run(tracking_uri(config), config.tracking.experiment, key, isinstance(error, KeyboardInterrupt))
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | Stopped) else "FAILED"
+        end_run(tracking_uri(config), config.tracking.experiment, key, status, str(error))
         raise
 
 
-def _fit(config: TrainConfig, key: str, root: str) -> None:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    from workflows.corpus.cluster import cluster
+def _train(config: TrainConfig, key: str, root: str, begun: float, say: Callable[[str], None]) -> None:
+    """Train to the end; Stopped when a signal came before it."""
+    number = fit(config, key, root, begun, say)
+    if number is not None and not ended(config, root):
+        step = max(committed_steps(root), default=0)
+        mend = "run the same command again: it goes on from there"
+        raise Stopped(f"run {key}", f"stopped by {Signals(number).name}; step {step} is kept", mend, number)
 
-    with cluster():
-        import pyarrow.fs
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        from workflows.training.parallel import BACKEND
+def _deliver(config: TrainConfig, materials: Materials, key: str, root: str) -> None:
+    """What tracking did not take before the workers ended, as it was away, out of the last checkpoint."""
+    from mlflow.exceptions import MlflowException
 
-        settled = _settled(config)
-        filesystem, path = open_fs(join(root, "ray"))
-        name = secrets.token_hex(4)
-        trainer = TorchTrainer(
-            work_under_ray,
-            train_loop_config={
-                "config": settled.model_dump(mode="json"),
-                "key": key,
-                "environment": _environment(),
-            },
-            torch_config=TorchConfig(backend=BACKEND[settled.compute.device]),
-            scaling_config=ScalingConfig(
-                num_workers=settled.compute.workers,
-                use_gpu=settled.compute.device == "cuda",
-                resources_per_worker={"CPU": settled.compute.cpus_per_worker},
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
-                failure_config=FailureConfig(max_failures=config.compute.max_failures),
-            ),
+    uri = tracking_uri(config)
+    try:
+        if not uri or run_status(uri, config.tracking.experiment, key) == "FINISHED":
+            return
+    except (MlflowException, OSError) as error:
+        raise _untracked(config, root, error) from None
+    tracker = open_tracker(config, materials, key)
+    if tracker:
+        attempts = read_attempts(root)
+        tracker.tags(
+            {ATTEMPT: str(len(attempts)), WORLD_SIZE: str(attempts[-1]["world_size"])} if attempts else {}
         )
-        clear_failure(root)
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _explained(error, root) from error
-        finally:
-            delete(join(root, "ray"), recursive=True)
-        if cause := read_failure(root):
-            raise OneFlowError(
-                "training", cause, f"mend it and run the command again; {root} keeps its checkpoints"
-            )
+        tracker.json(ATTEMPTS, attempts)
+        tracker.resend(_last_state(root).get("unsent_metrics", []))
+        tracker.close("FINISHED", FLUSH_S)
 
 
-def _settled(config: TrainConfig) -> TrainConfig:
-    """`config` with its device decided for all workers: cuda where the cluster has a GPU for each."""
-    import ray
-
-    compute = config.compute
-    if compute.device != "auto":
-        return config
-    device = "cuda" if ray.cluster_resources().get("GPU", 0) >= compute.workers else "cpu"
-    return config.model_copy(update={"compute": compute.model_copy(update={"device": device})})
+def _last_state(root: str) -> Mapping[str, Any]:
+    """What the newest checkpoint holds beside tensors."""
+    url = join(root, "commits", commit_name(max(committed_steps(root))))
+    return Commit.from_json(read_json(url)).state
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+def _registered(
+    config: TrainConfig, materials: Materials, key: str, root: str
+) -> tuple[Registered | None, str | None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return export_and_register(config, materials, key, root)
+    except MlflowException as error:
+        raise _untracked(config, root, error) from error
 
 
-def _explained(error: BaseException, root: str) -> OneFlowError:
-    """The OneFlowError that a worker raised, or one that tells what it raised."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    causes = [_innermost(failure) for failure in failures.values()]
-    own = next((cause for cause in causes if isinstance(cause, OneFlowError)), None)
-    if own is not None:
-        return own
-    told = f"{type(causes[0]).__name__}: {' '.join(str(causes[0]).split())[-500:]}"
-    mend = f"mend the cause and run the command again: it goes on from the last checkpoint below {root}"
-    return OneFlowError("training", told, mend)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        if isinstance(error, OneFlowError):
-            return error
-        error = inner
-    return error
+def _untracked(config: TrainConfig, root: str, error: Exception) -> OneFlowError:
+    told = " ".join(str(error).split())[:300]
+    mend = f"start it, then run the same command again to register: training is done and kept in {root}"
+    return OneFlowError(f"MLflow at {tracking_uri(config)}", told, mend)
 
 
 def _report(
@@ -205,6 +184,7 @@ def _report(
     times: tuple[float, float, float],
 ) -> TrainReport:
     last, best = read_progress(root) or {}, read_best(root)
+    goodput = read(last.get("goodput"))
     begun, trained, ended = times
     return TrainReport(
         run_key=key,
@@ -220,4 +200,6 @@ def _report(
         config_digest=digest(config),
         model=registered,
         seconds={"train": trained - begun, "register": ended - trained},
+        attempts=len(read_attempts(root)),
+        goodput={n.removeprefix("goodput/"): v for n, v in goodput.metrics().items()} if goodput else {},
     )

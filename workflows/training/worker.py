@@ -2,40 +2,82 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+import psutil
 import torch.distributed as dist
 
 from workflows.config import digest, load
 from workflows.revision import git_commit
 from workflows.storage import join
-from workflows.tracking import COMMIT, DatasetRef, RunSpec, Tracker, flat_params
+from workflows.store_retries import make_patient
+from workflows.tracking import COMMIT, FAILURE, MAX_TAG, DatasetRef, RunSpec, Tracker, flat_params
 from workflows.training.config import TrainConfig
-from workflows.training.loop import Hooks, Outcome, Progress, Trainer
+from workflows.training.loop import Hooks, Outcome, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.parallel import join_group
+from workflows.training.progress import Progress, ProgressWriter, progress_line
+from workflows.training.stopping import signals
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 60.0
+"""Longest wait for what tracking and storage have not taken yet, at the end of a run."""
+LEAVING_S = 5.0
+"""The same where another attempt goes on: a checkpoint carries the rest over."""
 
 
-def work(config: TrainConfig, hooks: Hooks | None = None, run_key: str | None = None) -> Outcome:
-    """Train as this process's rank says. `run_key` continues another run than the one of this config."""
+def work(
+    config: TrainConfig,
+    hooks: Hooks | None = None,
+    run_key: str | None = None,
+    *,
+    begun: float | None = None,
+    last: bool = True,
+) -> Outcome:
+    """Train as this process's rank says.
+
+    Args:
+        config: the run.
+        hooks: who is told what.
+        run_key: continues another run than the one of this config.
+        begun: when the run was started, in seconds since 1970, if this is its first attempt; None: with this process.
+        last: whether this attempt's failure is the run's, which MLflow is told; else another one is expected.
+    """
+    make_patient()
     worker = join_group(config.compute)
     materials = gather(config)
     key = run_key or materials.run_key
+    root = run_root(config, key)
     tracker = open_tracker(config, materials, key) if worker.leads else None
+    writer = ProgressWriter(root) if worker.leads else None
+    hooks, begun = hooks or Hooks(), begun or psutil.Process().create_time()
+    status = "FAILED" if last else None
     try:
-        outcome = Trainer(config, materials, worker, run_root(config, key), tracker, hooks).run()
-    except BaseException:
-        if tracker:
-            tracker.close("FAILED", FLUSH_S)
+        told = replace(hooks, progress=_both(writer, hooks)) if writer else hooks
+        outcome = Trainer(config, materials, worker, root, tracker, told, begun).run()
+        status = "KILLED" if outcome.stopped else "FINISHED"
+    except BaseException as error:
+        if tracker and last:
+            tracker.tags({FAILURE: f"{type(error).__name__}: {error}"[:MAX_TAG]})
         raise
-    if tracker:
-        tracker.close("FINISHED", FLUSH_S)
+    finally:
+        if writer:
+            writer.close(FLUSH_S)
+        if tracker:
+            tracker.close(status, FLUSH_S if status else LEAVING_S)
     return outcome
+
+
+def _both(writer: ProgressWriter, hooks: Hooks) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        writer(progress)
+        hooks.progress(progress)
+
+    return tell
 
 
 def run_root(config: TrainConfig, key: str) -> str:
@@ -69,27 +111,25 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
     return tracker
 
 
-def progress_line(progress: Progress) -> str:
-    """One line for a terminal."""
-    shown = {name.removeprefix("train/"): v for name, v in progress.metrics.items() if name in SHOWN}
-    parts = " ".join(f"{SHORT.get(name, name)} {value:.3f}" for name, value in shown.items())
-    speed = progress.metrics.get("speed/tokens_per_s", 0.0)
-    held = progress.metrics.get("heldout/loss")
-    tail = f" heldout {held:.3f}" if held is not None else ""
-    clock = f"{progress.elapsed_s:.0f} s, {progress.eta_s:.0f} s left"
-    return f"step {progress.step} {progress.done:4.0%} {parts}{tail} {speed:,.0f} tokens/s ({clock})"
-
-
-SHOWN = ("train/loss", "train/text/ce", "train/text/rate_regret", "train/text/zero", "train/image/mse")
-SHORT = {"text/ce": "ce", "text/rate_regret": "rate", "text/zero": "zero", "image/mse": "image"}
-
-
 def main() -> None:
-    """Under torchrun: the arguments are a config and overrides like oneflow train's --set."""
+    """Under torchrun: the arguments are a config and overrides like oneflow train's --set.
+
+    SIGTERM and SIGINT to any of the workers end all of them after the step that is going on, with a checkpoint.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config: TrainConfig = load("train", sys.argv[1], sys.argv[2:])
-    work(config, Hooks(progress=lambda progress: print(progress_line(progress), flush=True)))
+    asked: list[int] = []
+    hooks = Hooks(
+        progress=lambda progress: print(progress_line(progress), flush=True), stopping=lambda: bool(asked)
+    )
+    with signals(asked.append):
+        outcome = work(config, hooks)
     dist.destroy_process_group()
+    if outcome.stopped:
+        print(
+            f"stopped after step {outcome.step}, which is kept; the same command goes on from it", flush=True
+        )
+        sys.exit(128 + (asked[0] if asked else signal.SIGTERM))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import signal
 import socket
 import sys
 import time
@@ -20,18 +22,21 @@ from safetensors.torch import load_file
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.training.commit import commit_name
 from workflows.training.config import TrainConfig
-from workflows.training.worker import work
+from workflows.training.worker import main
 
 
 def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path) -> None:
     """A worker process: what torchrun would start, with its output in a file."""
+    written = output.with_suffix(".json")
+    written.write_text(config.model_dump_json())
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     with output.open("w", buffering=1) as stream:
         sys.stdout = sys.stderr = stream
         logging.basicConfig(level=logging.INFO, stream=stream, force=True)
         try:
-            work(config)
+            sys.argv = ["worker", str(written)]
+            main()
         except BaseException:
             traceback.print_exc(file=stream)
             raise
@@ -51,11 +56,24 @@ class Run:
         assert all(process.exitcode == 0 for process in self.processes), said
         return said
 
-    def kill_after_a_commit(self, config: TrainConfig) -> None:
-        """SIGKILL to the last worker once a checkpoint is committed, then to the rest."""
+    def stop_after_a_commit(self, config: TrainConfig) -> str:
+        """SIGTERM to the last worker alone once a checkpoint is committed; what all said when they ended by it."""
+        self._wait_for_a_commit(config)
+        self.processes[-1].terminate()
+        for process in self.processes:
+            process.join(120)
+        said = "\n".join(path.read_text() for path in self.outputs)
+        assert [process.exitcode for process in self.processes] == [128 + signal.SIGTERM] * 2, said
+        return said
+
+    def _wait_for_a_commit(self, config: TrainConfig) -> None:
         root, deadline = Path(config.checkpoint.url), time.monotonic() + 60
         while not list(root.glob("*/commits/*.json")) and time.monotonic() < deadline:
             time.sleep(0.005)
+
+    def kill_after_a_commit(self, config: TrainConfig) -> None:
+        """SIGKILL to the last worker once a checkpoint is committed, then to the rest."""
+        self._wait_for_a_commit(config)
         for process in reversed(self.processes):
             process.kill()
             process.join()
@@ -126,6 +144,29 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert "going on after step" in output
     assert final_tensors(config) == final_tensors(undisturbed[0])
     assert best_weights(config) == best_weights(undisturbed[0])
+
+
+def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, tmp_path: Path) -> None:
+    """The step is none at which a checkpoint was due, and what follows is what would have followed."""
+    changes: dict[str, object] = {"budget__steps": 60, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    undisturbed = tiny_config(corpus, tmp_path / "undisturbed", **changes)
+    launch(undisturbed, tmp_path, 2).finish()
+    config = tiny_config(corpus, tmp_path / "stopped", **changes)
+    said = launch(config, tmp_path, 2).stop_after_a_commit(config)
+
+    [step] = {int(number) for number in re.findall(r"stopped after step (\d+), which is kept", said)}
+    kept = sorted(path.name for path in (run_root(config) / "commits").iterdir())
+    assert kept[-1] == commit_name(step) and 5 < step < 60
+
+    assert f"going on after step {step}" in launch(config, tmp_path, 2).finish()
+    assert final_tensors(config) == final_tensors(undisturbed)
+    attempts = json.loads((run_root(config) / "attempts.json").read_text())
+    assert [(a["attempt"], a["start_step"], a["world_size"]) for a in attempts] == [(1, 0, 2), (2, step, 2)]
+    goodput = json.loads((run_root(config) / "progress.json").read_text())["goodput"]
+    spent = sum(value for name, value in goodput.items() if name not in ("begun", "at"))
+    assert spent == pytest.approx(goodput["at"] - goodput["begun"], abs=1e-3)
+    # What was committed when it stopped was not done again; between the attempts nothing was done.
+    assert goodput["lost"] < goodput["steps"] and goodput["restart"] > 0
 
 
 def test_another_number_of_workers_goes_on_with_the_same_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from oneflow_core.pipeline import OneFlowPipeline
 from tests.workflows.training.corpus import tiny_config, write_corpus
@@ -72,13 +74,21 @@ def _our_workers() -> list[psutil.Process]:
     return found
 
 
-def kill_one_worker(root: Path, tracking: str, killed: list[int], over: threading.Event) -> None:
-    """SIGKILL to a training worker once a checkpoint is committed and the run of experiment `tiny` is begun."""
+def _runs(client: MlflowClient) -> list[Run]:
+    """Runs of the experiment `tiny`, newest first."""
+    experiment = client.get_experiment_by_name("tiny")
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
+
+
+def kill_one_worker(
+    root: Path, tracking: str, killed: list[int], over: threading.Event, sign: str = "commits/*.json"
+) -> None:
+    """SIGKILL to a training worker once there is a `sign` below the run and a run of experiment `tiny` is begun."""
     client = MlflowClient(tracking)
     while not over.wait(0.05):
         experiment = client.get_experiment_by_name("tiny")
-        begun = experiment is not None and client.search_runs([experiment.experiment_id])
-        if begun and list(root.glob("*/commits/*.json")):
+        begun = experiment is not None and _runs(client)
+        if begun and list(root.glob(f"*/{sign}")):
             for process in _our_workers():
                 killed.append(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
@@ -121,7 +131,9 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     assert report.run_id
     mlflow_run = client.get_run(report.run_id)
     assert mlflow_run.data.tags["oneflow.attempt"] == "2"
+    assert mlflow_run.data.tags["oneflow.world_size"] == "2"
     assert mlflow_run.info.status == "FINISHED"
+    assert report.attempts == 2 and 0 < report.goodput["share"] < 1
     steps = [m.step for m in client.get_metric_history(report.run_id, "train/loss")]
     assert steps == list(range(2, 61, 2))
     assert [i.dataset.digest for i in mlflow_run.inputs.dataset_inputs] == ["0" * 12]
@@ -143,19 +155,46 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
+def test_workers_that_die_before_they_got_anywhere_end_the_run_and_are_named(
+    ray_here: None, tracking: str, corpus: Path, tmp_path: Path
+) -> None:
+    """SIGKILL is what the kernel sends a process when memory is used up."""
+    changes = {"compute__max_failures": 0, "budget__steps": 10_000, "checkpoint__every_steps": 10_000}
+    config = tiny_config(corpus, tmp_path / "c", name="short-lived", tracking__experiment="tiny", **changes)
+    over = threading.Event()
+    arguments = (tmp_path / "c", tracking, [], over, "attempts.json")
+    killer = threading.Thread(target=kill_one_worker, args=arguments)
+    killer.start()
+    try:
+        with pytest.raises(OneFlowError) as caught:
+            run(config, say=lambda line: None)
+    finally:
+        over.set()
+        killer.join()
+    assert re.match(r"training, rank [01]: .*(died|killed)", str(caught.value)), str(caught.value)
+    assert str(caught.value).count("rank") == 1 and len(str(caught.value)) < 1000
+    assert "run the command again" in caught.value.mend
+    client = MlflowClient(tracking)
+    [mlflow_run] = [r for r in _runs(client) if r.info.run_name == "short-lived"]
+    assert mlflow_run.info.status == "FAILED"
+    assert mlflow_run.data.tags["oneflow.failure"] == str(caught.value)
+    assert mlflow_run.data.tags["mlflow.note.content"].startswith(f"Failed: {caught.value}")
+
+
 def test_a_diverged_run_ends_at_once_and_says_so(
     ray_here: None, tracking: str, corpus: Path, tmp_path: Path
 ) -> None:
     wrong = {"optimiser__lr": 1e30, "optimiser__warmup_steps": 0, "tracking__experiment": "tiny"}
     config = tiny_config(corpus, tmp_path / "c", **wrong)
     begun = time.monotonic()
-    with pytest.raises(OneFlowError, match="the loss is .*lower optimiser.lr"):
+    told = r"training, rank [01] on \S+: step \d+: the loss is .*lower optimiser.lr"
+    with pytest.raises(OneFlowError, match=told):
         run(config, say=lambda line: None)
     assert time.monotonic() - begun < 100
     client = MlflowClient(tracking)
-    experiment = client.get_experiment_by_name("tiny")
-    newest = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
+    newest = _runs(client)[0]
     assert newest.info.status == "FAILED"
+    assert "lower optimiser.lr" in newest.data.tags["oneflow.failure"]
     assert newest.data.tags["oneflow.attempt"] == "1"
 
 
