@@ -99,13 +99,16 @@ class Trainer:
         self.loader = materials.build_loader(
             config.data, config.seed, "train", rank, world, self._pace.schedule_at
         )
-        self._checkpoints = Checkpoints(root, config.checkpoint.keep)
+        kept = config.checkpoint
+        self._checkpoints = Checkpoints(
+            root, kept.keep, keep_every=kept.keep_every, max_failed=kept.max_failed
+        )
         self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
         self._meter = Meter(worker, config.data.tokens)
         self._latest: dict[str, float] = {}
-        self.step, self._elapsed_s, self._before_s = 0, 0.0, 0.0
+        self.step, self._elapsed_s, self._before_s, self._saved_s = 0, 0.0, 0.0, 0.0
         self._begun = time.monotonic()
 
     def run(self) -> Outcome:
@@ -126,6 +129,13 @@ class Trainer:
         return progress(self.step, self._elapsed_s, self.config.budget) >= 1
 
     @property
+    def _save_is_due(self) -> bool:
+        """By steps, or by the clock of rank 0, which all share."""
+        settings, age_s = self.config.checkpoint, self._elapsed_s - self._saved_s
+        late = settings.every_minutes is not None and age_s >= 60 * settings.every_minutes
+        return late or self.step % settings.every_steps == 0
+
+    @property
     def _schedule(self) -> str:
         """Name of the kappa that the last step was trained under."""
         return self._pace.name_at(max(self.step - 1, 0))
@@ -143,6 +153,7 @@ class Trainer:
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser
         )
+        self._checkpoints.staged()
         self._meter.step(self.optimiser.step(lr, ema_decay(self.step, self.config.ema.decay)))
         self.step += 1
         self._pace.after(self.step)
@@ -166,7 +177,7 @@ class Trainer:
         if done or self.step % watch.sample_every == 0:
             self._load_average()
             self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
-        if done or self.step % self.config.checkpoint.every_steps == 0:
+        if done or self._save_is_due:
             self._save()
 
     def _log(self) -> None:
@@ -179,6 +190,7 @@ class Trainer:
         metrics["train/lr"] = learning_rate(self.step - 1, done, settings)
         metrics["train/progress"] = done
         metrics |= self._pace.metrics(self.step - 1)
+        metrics |= self._checkpoints.metrics()
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}
         self._tell(metrics)
         if self.worker.leads:
@@ -214,6 +226,7 @@ class Trainer:
         state["schedule"] = self._pace.state()
         state["unsent_metrics"] = self._tracker.unsent() if self._tracker else []
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
+        self._saved_s = self._elapsed_s
         self._hooks.committed({"step": self.step, "checkpoint": join(self.root, "commits"), **self._latest})
 
     def _restore(self) -> None:
@@ -221,7 +234,7 @@ class Trainer:
         if restored is None:
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])
-        self._elapsed_s = self._before_s
+        self._elapsed_s = self._saved_s = self._before_s
         self.optimiser.set_steps(self.step)
         self.loader.load_state_dict(restored.state["loader"])
         self._pace.load_state(restored.state.get("schedule", {}))

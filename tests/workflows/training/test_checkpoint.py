@@ -59,6 +59,7 @@ def test_the_newest_comes_back_and_only_the_last_are_kept(alone: Worker, root: s
 def test_what_is_saved_is_the_state_of_that_moment(alone: Worker, root: str) -> None:
     checkpoints, held = Checkpoints(root, keep=2), tensors(1.0)
     checkpoints.save(1, held, {"note": 1.0})
+    checkpoints.staged()
     held["model.a"].fill_(9.0)
     checkpoints.close()
     assert restored(root) == (1, 1.0)
@@ -98,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_anew(alone: Worker, roo
 
 
 def test_a_failure_while_writing_is_told_at_the_next_call(alone: Worker) -> None:
-    checkpoints = Checkpoints("/proc/nowhere/run", keep=2)
+    checkpoints = Checkpoints("/proc/nowhere/run", keep=2, max_failed=1)
     checkpoints.save(1, tensors(1.0), {})
     with pytest.raises(OneFlowError, match="/proc/nowhere/run"):
         checkpoints.wait()

@@ -147,7 +147,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     config = tiny_config(corpus, tmp_path / "checkpoints")
     launch(config, tmp_path, 2).finish()
     root = run_root(config)
-    [newest] = root.glob("step-000000012-*/part-00001.safetensors")
+    [newest] = root.glob("step-000000012-*/part-00001-*.safetensors")
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(bytes(data))
