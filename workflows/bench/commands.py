@@ -16,6 +16,7 @@ BENCHMARKS = {
     "vocab-loss": "workflows.bench.vocab_loss:run",
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
+    "checkpoint": "workflows.bench.checkpoint:run",
     "storage": "workflows.bench.storage:run",
     "faults": "workflows.bench.faults:run",
     "encode": "workflows.bench.encode:run",
@@ -25,7 +26,7 @@ BENCHMARKS = {
     "scale": "workflows.bench.scale:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode", "checkpoint")
 """Those that can measure a GPU."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""

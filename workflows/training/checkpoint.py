@@ -16,11 +16,12 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
 from workflows.errors import OneFlowError
 from workflows.storage import join, read_json, write_json
-from workflows.training.commit import Commit, CommitError, StoredFile, commit_name
+from workflows.training.commit import Commit, CommitError, commit_name
+from workflows.training.objects import from_first, to_first
 from workflows.training.plan import PIECE_BYTES, Plan, agree, signature
 from workflows.training.retention import Attempt, Retention, TakenOver, committed_steps
 from workflows.training.staging import Stage
-from workflows.training.tensor_files import TensorReader, check, put_files
+from workflows.training.tensor_files import TensorReader, Told, check, every_file, put_files
 
 __all__ = ["Checkpoints", "Restored", "Saved", "committed_steps"]
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Checkpoints:
     ) -> None:
         self._root, self._max_failed, self._piece_bytes = root, max_failed, piece_bytes
         self._group = dist.new_group(backend="gloo")
-        self._attempt = Attempt(root, _agree(secrets.token_hex(4), self._group))
+        self._attempt = Attempt(root, from_first(secrets.token_hex(4), self._group))
         self._retention = Retention(root, keep, keep_every, self._attempt)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -118,6 +119,11 @@ class Checkpoints:
             self._stage.wait()
             self._blocked_s += time.monotonic() - begun
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is on its way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until what was saved is committed or given up; OneFlowError as `save`."""
         if self._thread is not None:
@@ -137,7 +143,7 @@ class Checkpoints:
         """
         self.wait()
         self.prepare(tensors)
-        for step in _agree(committed_steps(self._root) if dist.get_rank() == 0 else [], self._group):
+        for step in from_first(committed_steps(self._root) if dist.get_rank() == 0 else [], self._group):
             commit = self._sound(step)
             if commit is not None:
                 reader = TensorReader(self._root, commit)
@@ -172,8 +178,8 @@ class Checkpoints:
     ) -> None:
         """All of a save but the planning; in its own thread."""
         try:
-            gathered = self._gathered(self._put(directory, tensors))
-            self._problem = _agree(self._commit(step, directory, gathered, state), self._group)
+            told = to_first(self._put(directory, tensors), self._group)
+            self._problem = from_first(self._commit(step, directory, told, state), self._group)
             if isinstance(self._problem, TakenOver):
                 raise self._problem
             if self._problem:
@@ -188,7 +194,7 @@ class Checkpoints:
         except BaseException as error:
             self._error = error
 
-    def _put(self, directory: str, tensors: Mapping[str, Tensor]) -> tuple[StoredFile, ...] | OneFlowError:
+    def _put(self, directory: str, tensors: Mapping[str, Tensor]) -> Told:
         """This rank's files, or why they could not be put."""
         assert self._stage is not None
         try:
@@ -197,26 +203,18 @@ class Checkpoints:
                 self._attempt.begin()
             return put_files(join(self._root, directory), self._stage.files())
         except Exception as error:
-            return _told(f"rank {dist.get_rank()}", error)
-
-    def _gathered(self, mine: tuple[StoredFile, ...] | OneFlowError) -> list[Any]:
-        """What all ranks said, on rank 0; nothing on the others."""
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.gather_object(mine, found if dist.get_rank() == 0 else None, group=self._group)
-        return found if dist.get_rank() == 0 else []
+            return _explained(f"rank {dist.get_rank()}", error)
 
     def _commit(
-        self, step: int, directory: str, gathered: list[Any], state: Mapping[str, Any]
+        self, step: int, directory: str, told: list[Told], state: Mapping[str, Any]
     ) -> OneFlowError | None:
         """Put the commit, if there is none of this step yet, and every rank's files are there; or say why not."""
-        if not gathered:
+        if not told:
             return None
         assert self._plan is not None
         try:
-            if problem := next((told for told in gathered if isinstance(told, OneFlowError)), None):
-                raise problem
+            files = every_file(told)
             self._attempt.check()
-            files = tuple(file for told in gathered for file in told)
             commit = Commit(step, directory, files, self._plan.tensors, state)
             url = join(self._root, "commits", commit_name(step))
             if not write_json(url, commit.to_json(), if_absent=step not in self._unsound):
@@ -224,7 +222,7 @@ class Checkpoints:
             return None
         except Exception as error:
             self._retention.unused.append(directory)
-            return _told(f"commit of step {step}", error)
+            return _explained(f"commit of step {step}", error)
 
     def _sound(self, step: int) -> Commit | None:
         """The commit of `step` when every file is what it says; ranks share the reading."""
@@ -246,14 +244,7 @@ class Checkpoints:
         return None
 
 
-def _told(what: str, error: Exception) -> OneFlowError:
+def _explained(what: str, error: Exception) -> OneFlowError:
     if isinstance(error, OneFlowError):
         return error
     return OneFlowError(what, f"{type(error).__name__}: {error}", "see the log of that worker")
-
-
-def _agree(value: Any, group: dist.ProcessGroup) -> Any:
-    """Rank 0's value on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
-    return box[0]

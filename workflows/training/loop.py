@@ -205,9 +205,8 @@ class Trainer:
         self._load_average()
         metrics = self._heldout.loss(self._whole) if self._heldout else {}
         self._tell(metrics)
-        if self.worker.leads:
-            loss, weights = metrics.get("heldout/loss"), self._whole.state_dict()
-            write_best(self.root, self.step, loss, weights, self._schedule)
+        loss = metrics.get("heldout/loss")
+        write_best(self.root, self.step, loss, self.optimiser.average, self._schedule)
 
     def _load_average(self) -> None:
         """The moving average into the whole model of every rank."""

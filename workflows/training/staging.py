@@ -5,7 +5,8 @@ and is waited for before that step changes anything: by the host on a CPU, by th
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,10 +44,7 @@ class Stage:
             self._ready.join()
             with torch.cuda.stream(self._stream), torch.no_grad():
                 for piece in self._pieces:
-                    for name, place in piece.chunks:
-                        room = self._files[piece.name][place.begin : place.end]
-                        held = room.view(place.kind.dtype).view(place.kind.shape)
-                        held.copy_(local(tensors[name].detach()), non_blocking=True)
+                    _fill(self._files[piece.name], piece, tensors)
         finally:
             self._copied.set()
         if self._stream is not None:
@@ -58,9 +56,9 @@ class Stage:
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
-    def files(self) -> dict[str, memoryview]:
-        """The bytes of every file, by name; they share the stage's memory."""
-        return {name: held.numpy().data for name, held in self._files.items()}
+    def files(self) -> dict[str, Callable[[], memoryview]]:
+        """What gives the bytes of every file, by name; they share the stage's memory."""
+        return {name: partial(_bytes, held) for name, held in self._files.items()}
 
     def close(self) -> None:
         """Give the memory back."""
@@ -71,9 +69,7 @@ class Stage:
 
     def _make_ready(self) -> None:
         for piece in self._pieces:
-            held = torch.empty(piece.bytes, dtype=torch.uint8).zero_()
-            held[: len(piece.head)] = torch.frombuffer(bytearray(piece.head), dtype=torch.uint8)
-            self._files[piece.name] = held
+            held = self._files[piece.name] = _room(piece)
             if self._on_gpu:
                 self._lock(held)
 
@@ -82,3 +78,28 @@ class Stage:
         torch.cuda.set_device(self._device)
         if int(torch.cuda.cudart().cudaHostRegister(held.data_ptr(), held.nbytes, 0)) == 0:
             self._locked.append(held.data_ptr())
+
+
+def piece_bytes(piece: Piece, tensors: Mapping[str, Tensor]) -> memoryview:
+    """The bytes of a file, made now."""
+    held = _room(piece)
+    with torch.no_grad():
+        _fill(held, piece, tensors, wait=True)
+    return _bytes(held)
+
+
+def _room(piece: Piece) -> Tensor:
+    """Memory for a file, with its first bytes; every page is touched."""
+    held = torch.empty(piece.bytes, dtype=torch.uint8).zero_()
+    held[: len(piece.head)] = torch.frombuffer(bytearray(piece.head), dtype=torch.uint8)
+    return held
+
+
+def _fill(room: Tensor, piece: Piece, tensors: Mapping[str, Tensor], *, wait: bool = False) -> None:
+    for name, place in piece.chunks:
+        held = room[place.begin : place.end].view(place.kind.dtype).view(place.kind.shape)
+        held.copy_(local(tensors[name].detach()), non_blocking=not wait)
+
+
+def _bytes(held: Tensor) -> memoryview:
+    return held.numpy().data

@@ -7,7 +7,7 @@ this is the storage below it. Files are safetensors of bounded size.
 import hashlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,22 +26,40 @@ from workflows.training.commit import Chunk, Commit, StoredFile, chunk_key
 
 TRANSFERS = 4
 """Files that a rank has on their way at once."""
+BACKOFF_S = 0.25
 TRIES = 3
 """Of a file that cannot be put; S3 requests within each are tried for longer (`store_retries`)."""
 BLOCK = 64 << 20
 """Bytes of a file that are in memory at once while it is checked or exported."""
 
+Told = tuple[StoredFile, ...] | OneFlowError
+"""What a rank says of its files: which it put, or why it could not."""
 
-def put_files(directory: str, files: Mapping[str, memoryview]) -> tuple[StoredFile, ...]:
-    """Put `files` (name -> bytes) below the URL `directory`; OneFlowError when one cannot be put."""
+
+def put_files(directory: str, files: Mapping[str, Callable[[], memoryview]]) -> tuple[StoredFile, ...]:
+    """Put `files` below the URL `directory`, some at once; each is asked for its bytes when its turn comes.
+
+    Raises:
+        OneFlowError: one cannot be put.
+    """
 
     def put(name: str) -> StoredFile:
-        stored = StoredFile(name, len(files[name]), sha256(files[name]))
-        _put(join(directory, name), files[name])
-        return stored
+        data = files[name]()
+        _put(join(directory, name), data)
+        return StoredFile(name, len(data), sha256(data))
 
     with ThreadPoolExecutor(TRANSFERS, "checkpoint-put") as pool:
         return tuple(pool.map(put, files))
+
+
+def every_file(told: Sequence[Told]) -> tuple[StoredFile, ...]:
+    """The files of all ranks; the OneFlowError of one that could not put its own is raised."""
+    files: list[StoredFile] = []
+    for said in told:
+        if isinstance(said, OneFlowError):
+            raise said
+        files += said
+    return tuple(files)
 
 
 def _put(url: str, data: memoryview) -> None:
@@ -52,7 +70,7 @@ def _put(url: str, data: memoryview) -> None:
         except (OneFlowError, OSError) as error:
             if tried == TRIES or isinstance(error.__cause__, StoreGone):
                 raise
-            time.sleep(random.uniform(0, 2**tried))
+            time.sleep(random.uniform(0, BACKOFF_S * 2**tried))
 
 
 def check(root: str, commit: Commit, files: Sequence[StoredFile]) -> str | None:
@@ -78,22 +96,26 @@ def _wrong(root: str, commit: Commit, file: StoredFile) -> str | None:
 
 
 class StoredTensors:
-    """The tensors of a commit, read one by one; whoever wants digests checked calls `check` before."""
+    """The tensors of a commit whose names begin with `prefix`, named without it and read one by one.
 
-    def __init__(self, root: str, commit: Commit) -> None:
-        self._root, self._commit = root, commit
+    Whoever wants digests checked calls `check` before.
+    """
+
+    def __init__(self, root: str, commit: Commit, prefix: str = "") -> None:
+        self._root, self._commit, self._prefix = root, commit, prefix
         self._places: dict[str, dict[str, Place]] = {}
 
-    def kinds(self, prefix: str = "") -> dict[str, Kind]:
-        """Dtype and shape by name, of the tensors whose names begin with `prefix`, without it."""
+    def kinds(self) -> dict[str, Kind]:
+        """Dtype and shape of each."""
         return {
-            name.removeprefix(prefix): Kind(getattr(torch, tensor.dtype), tensor.shape)
+            name.removeprefix(self._prefix): Kind(getattr(torch, tensor.dtype), tensor.shape)
             for name, tensor in self._commit.tensors.items()
-            if name.startswith(prefix)
+            if name.startswith(self._prefix)
         }
 
     def read(self, name: str) -> Tensor:
         """A whole tensor. In memory are it, its largest chunk and one block."""
+        name = self._prefix + name
         stored = self._commit.tensors[name]
         if len(stored.chunks) == 1:
             return self._chunk(name, stored.chunks[0])

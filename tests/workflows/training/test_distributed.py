@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,8 +19,10 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from workflows.training.best import load_best
 from workflows.training.commit import commit_name
 from workflows.training.config import TrainConfig
+from workflows.training.loop import Hooks, Progress
 from workflows.training.worker import work
 
 
@@ -31,10 +34,14 @@ def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path)
         sys.stdout = sys.stderr = stream
         logging.basicConfig(level=logging.INFO, stream=stream, force=True)
         try:
-            work(config)
+            work(config, Hooks(progress=_tell))
         except BaseException:
             traceback.print_exc(file=stream)
             raise
+
+
+def _tell(progress: Progress) -> None:
+    print("loss", progress.step, repr(progress.metrics["train/loss"]), flush=True)
 
 
 @dataclass
@@ -53,14 +60,20 @@ class Run:
 
     def kill_after_a_commit(self, config: TrainConfig) -> None:
         """SIGKILL to the last worker once a checkpoint is committed, then to the rest."""
-        root, deadline = Path(config.checkpoint.url), time.monotonic() + 60
-        while not list(root.glob("*/commits/*.json")) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        root = Path(config.checkpoint.url)
+        self.kill_when(lambda: bool(list(root.glob("*/commits/*.json"))))
+        steps = sorted(path.name for path in (run_root(config) / "commits").iterdir())
+        assert steps and steps[-1] < commit_name(config.budget.steps)
+
+    def kill_when(self, ready: Callable[[], bool], after_s: float = 0.0) -> None:
+        """SIGKILL to the last worker so many seconds after `ready` is true, then to the rest."""
+        deadline = time.monotonic() + 60
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(after_s)
         for process in reversed(self.processes):
             process.kill()
             process.join()
-        steps = sorted(path.name for path in (run_root(config) / "commits").iterdir())
-        assert steps and steps[-1] < commit_name(config.budget.steps)
 
 
 def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
@@ -86,9 +99,8 @@ def run_root(config: TrainConfig) -> Path:
 
 
 def best_weights(config: TrainConfig) -> dict[str, list]:
-    root = run_root(config)
-    held = load_file(root / json.loads((root / "best.json").read_text())["file"])
-    return {name: tensor.flatten().tolist() for name, tensor in held.items()}
+    _, held = load_best(str(run_root(config)))
+    return {name: held.read(name).flatten().tolist() for name in held.kinds()}
 
 
 def final_tensors(config: TrainConfig) -> dict[str, object]:
