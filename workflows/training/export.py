@@ -68,28 +68,36 @@ def checkpoint_of(root: str, materials: Materials, step: int | None = None, *, r
 
 def export(
     config: TrainConfig, materials: Materials, trained: Trained, run_id: str | None, directory: Path
-) -> "ModelParts":
-    """Write `trained` with tokenizer and encoders into `directory`; returns the parts, the network without values.
-
-    In memory are the encoders and one tensor at a time.
+) -> None:
+    """Write `trained` with tokenizer and encoders into `directory`; in memory are these and a tensor at a time.
 
     Raises:
         OneFlowError: the codec or encoder is not the one of the corpus, or the parts do not fit.
     """
+    write_model(export_parts(config, materials, trained, run_id), trained.weights, directory)
+
+
+def write_model(parts: "ModelParts", weights: Weights, directory: Path) -> None:
+    """Write `parts`, whose network has no values, with `weights`; OneFlowError where these are not the network's."""
     from oneflow_core.model_directory import ModelDirectoryError, save
 
     try:
-        parts = _parts(config, materials, trained, run_id)
-        save(parts, directory, trained.weights)
+        save(parts, directory, weights)
     except ModelDirectoryError as error:
         raise OneFlowError("the trained model", str(error), "see registry and model.dims") from error
-    return parts
 
 
-def _parts(config: TrainConfig, materials: Materials, trained: Trained, run_id: str | None) -> "ModelParts":
+def export_parts(
+    config: TrainConfig, materials: Materials, trained: Trained, run_id: str | None
+) -> "ModelParts":
+    """What belongs to `trained`; the network has no values.
+
+    Raises:
+        OneFlowError: the codec or encoder is not the one of the corpus, or the parts do not fit.
+    """
     from oneflow_core.encoders.latent import LatentCodec
     from oneflow_core.encoders.understanding import UnderstandingEncoder
-    from oneflow_core.model_directory import ModelParts
+    from oneflow_core.model_directory import ModelDirectoryError, ModelParts
 
     codec = LatentCodec.from_pretrained(config.registry.codec)
     encoder = UnderstandingEncoder.from_pretrained(config.registry.encoder)
@@ -105,12 +113,16 @@ def _parts(config: TrainConfig, materials: Materials, trained: Trained, run_id: 
         "git_commit": git_commit(),
         "config_digest": digest(config),
     }
-    sampler = {
-        "schedule": trained.schedule or config.objective.schedule,
-        "length": config.objective.masked_length,
-        **config.registry.sampler,
-    }
-    return ModelParts(model, materials.tokenizer, codec, encoder, config.registry.image_size, sampler, notes)
+    try:
+        size = config.registry.image_size
+        sampler = {
+            "schedule": trained.schedule or config.objective.schedule,
+            "length": config.objective.masked_length,
+            **config.registry.sampler,
+        }
+        return ModelParts(model, materials.tokenizer, codec, encoder, size, sampler, notes)
+    except ModelDirectoryError as error:
+        raise OneFlowError("the trained model", str(error), "see registry and model.dims") from error
 
 
 def _same(field: str, found: str, wanted: set[str | None]) -> None:

@@ -11,7 +11,7 @@ from workflows.revision import git_commit
 from workflows.tracking import client_of, find_run
 from workflows.training.best import Best, read_best
 from workflows.training.config import TrainConfig
-from workflows.training.export import best_of, export
+from workflows.training.export import best_of, export_parts, write_model
 from workflows.training.materials import Materials
 from workflows.training.worker import tracking_uri
 
@@ -55,8 +55,9 @@ def export_and_register(
     if best is None or version is None:
         with tempfile.TemporaryDirectory(prefix="oneflow-export-") as directory:
             best, trained = best_of(root)
-            parts = export(config, materials, trained, run_id, Path(directory) / "model")
+            parts = export_parts(config, materials, trained, run_id)
             tags = _tags(config, materials, parts, best, run_id)
+            write_model(parts, trained.weights, Path(directory) / "model")
             version = _upload(client, config, run_id, Path(directory) / "model", tags)
     client.set_registered_model_alias(config.registry.name, config.registry.alias, version)
     name, alias = config.registry.name, config.registry.alias

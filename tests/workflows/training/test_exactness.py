@@ -87,7 +87,7 @@ def losses(output: str) -> list[float]:
 def test_on_one_two_and_four_workers_the_losses_agree(corpus: Path, tmp_path: Path) -> None:
     found = []
     for workers in (1, 2, 4):
-        changes = {"budget__steps": 50, "data__lanes": 4, "watch__log_every": 1, "watch__heldout_every": 50}
+        changes = {"budget__steps": 50, "data__lanes": 4, "watch__log_every": 1, "data__holdout": 0.0}
         config = tiny_config(corpus, tmp_path / str(workers), checkpoint__every_steps=50, **changes)
         found.append(losses(launch(config, tmp_path, workers).finish()))
     assert [len(run) for run in found] == [50] * 3
