@@ -1,14 +1,13 @@
 """A model at rest: one directory that holds every part and says which parts belong together.
 
 model_index.json   what the parts are, their ids, the size of images, the sampler's defaults
-model/             config.json, model.safetensors
+model/             config.json, model.safetensors (or several files with an index, above 2 GiB)
 tokenizer/ latent_codec/ understanding_encoder/
 README.md          the model card
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from oneflow_core.weights import (
+    SHARD_BYTES,
+    SINGLE,
+    CastWeights,
+    FileWeights,
+    HeldWeights,
+    Weights,
+    digest,
+    weight_files,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from oneflow_core.encoders.latent import LatentCodec
@@ -73,28 +84,54 @@ class ModelParts:
                 )
 
 
-def save(parts: ModelParts, directory: str | Path) -> Path:
+def save(
+    parts: ModelParts,
+    directory: str | Path,
+    weights: Weights | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
     """Writes all parts, `model_index.json` last; returns the directory.
 
-    Raises:
-        ModelDirectoryError: the directory holds a model already.
-    """
-    from safetensors.torch import save_file
+    `weights` are the network's, if `parts.model` has none of its own (is on the meta device); they are read one
+    tensor at a time.
 
+    Raises:
+        ModelDirectoryError: the directory holds a model already, or the weights are not the network's.
+    """
     root = Path(directory)
     if (root / INDEX).exists():
         raise ModelDirectoryError(f"{root} holds a model already; name an empty directory")
+    weights = weights or HeldWeights(parts.model.state_dict())
+    _fit(parts.model, weights)
     (root / "model").mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in parts.model.state_dict().items()}
-    save_file(weights, root / "model" / "model.safetensors", metadata={"format": "pt"})
+    sha256 = write_weights(root / "model", weights, shard_bytes)
     _write_json(root / "model" / "config.json", parts.model.config.to_json())
     parts.tokenizer.save_pretrained(root / "tokenizer")
     parts.codec.save_pretrained(root / "latent_codec")
     parts.encoder.save_pretrained(root / "understanding_encoder")
-    index = _index(parts, _digest(root / "model" / "model.safetensors"))
+    index = _index(parts, sha256)
     (root / CARD).write_text(card(index, parts), encoding="utf-8")
     _write_json(root / INDEX, index)
     return root
+
+
+def copy(
+    directory: Path, out: str | Path, dtype: torch.dtype = torch.float32, *, shard_bytes: int = SHARD_BYTES
+) -> tuple[ModelParts, str]:
+    """What `load` and `save` would do with weights in `dtype`, but without ever holding all of them.
+
+    Returns the parts, with a network that has no values, and the version of what was read.
+
+    Raises:
+        ModelDirectoryError: as `load` and `save`.
+    """
+    index = _checked_index(directory)
+    model = _network(directory / "model", "meta")
+    _check_bytes(directory / "model", index)
+    parts = _with_others(model, directory, index, "cpu")
+    save(parts, out, CastWeights(FileWeights(directory / "model"), dtype), shard_bytes=shard_bytes)
+    return parts, str(index["model_sha256"])[:12]
 
 
 def load(directory: Path, *, device: str | torch.device, dtype: torch.dtype) -> tuple[ModelParts, str]:
@@ -103,10 +140,12 @@ def load(directory: Path, *, device: str | torch.device, dtype: torch.dtype) -> 
     Raises:
         ModelDirectoryError: a part is missing, cannot be read, or is not the one that the model was trained with.
     """
-    from oneflow_core.encoders.latent import LatentCodec
-    from oneflow_core.encoders.understanding import UnderstandingEncoder
-    from oneflow_core.tokenizer import Tokenizer
+    index = _checked_index(directory)
+    model = _load_network(directory / "model", index).to(device=device, dtype=dtype)
+    return _with_others(model, directory, index, device), str(index["model_sha256"])[:12]
 
+
+def _checked_index(directory: Path) -> dict[str, Any]:
     index = _read_json(directory / INDEX, "there is no model here; name what save_pretrained wrote")
     if index.get("schema") != SCHEMA:
         raise ModelDirectoryError(
@@ -115,7 +154,17 @@ def load(directory: Path, *, device: str | torch.device, dtype: torch.dtype) -> 
     for name in CLASSES:
         if not (directory / name).is_dir():
             raise ModelDirectoryError(f"{directory}: the part {name}/ is missing; copy the whole directory")
-    model = _load_network(directory / "model", index).to(device=device, dtype=dtype)
+    return index
+
+
+def _with_others(
+    model: OneFlowModel, directory: Path, index: Mapping[str, Any], device: str | torch.device
+) -> ModelParts:
+    """The parts that are not the network, checked to be the ones it was trained with."""
+    from oneflow_core.encoders.latent import LatentCodec
+    from oneflow_core.encoders.understanding import UnderstandingEncoder
+    from oneflow_core.tokenizer import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_pretrained(str(directory / "tokenizer"))
         codec = LatentCodec.from_pretrained(directory / "latent_codec", device=device)
@@ -125,16 +174,8 @@ def load(directory: Path, *, device: str | torch.device, dtype: torch.dtype) -> 
     _same("tokenizer", tokenizer.digest, index["tokenizer_digest"])
     _same("latent_codec", codec.id, index["latent_codec_id"])
     _same("understanding_encoder", encoder.id, index["understanding_encoder_id"])
-    parts = ModelParts(
-        model,
-        tokenizer,
-        codec,
-        encoder,
-        index["image_size"],
-        index.get("sampler", {}),
-        index.get("notes", {}),
-    )
-    return parts, str(index["model_sha256"])[:12]
+    size, sampler, notes = index["image_size"], index.get("sampler", {}), index.get("notes", {})
+    return ModelParts(model, tokenizer, codec, encoder, size, sampler, notes)
 
 
 def card(index: Mapping[str, Any], parts: ModelParts) -> str:
@@ -195,19 +236,54 @@ def _load_network(directory: Path, index: Mapping[str, Any]) -> OneFlowModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    model = _network(directory, "cpu")
+    _check_bytes(directory, index)
+    try:
+        missing = set(model.state_dict())
+        for path in weight_files(directory):
+            held = load_file(path)
+            if unknown := model.load_state_dict(held, strict=False).unexpected_keys:
+                raise ValueError(f"the network has no {unknown[0]}")
+            missing -= set(held)
+        if missing:
+            raise ValueError(f"{min(missing)} is missing")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelDirectoryError(f"{directory / SINGLE}: {error}; copy the whole directory again") from error
+    return model.eval().requires_grad_(False)
+
+
+def _network(directory: Path, device: str) -> OneFlowModel:
     from oneflow_core.model import ModelConfig, OneFlowModel
 
     config = _read_json(directory / "config.json", "copy the whole directory")
-    weights = directory / "model.safetensors"
     try:
-        whole = _digest(weights) == index["model_sha256"]
-        model = OneFlowModel(ModelConfig.from_json(config))
-        model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelDirectoryError(f"{weights}: {error}; copy the whole directory again") from error
+        with torch.device(device):
+            return OneFlowModel(ModelConfig.from_json(config))
+    except (TypeError, ValueError) as error:
+        raise ModelDirectoryError(
+            f"{directory / 'config.json'}: {error}; copy the whole directory again"
+        ) from error
+
+
+def _check_bytes(directory: Path, index: Mapping[str, Any]) -> None:
+    try:
+        whole = digest(weight_files(directory)) == index["model_sha256"]
+    except (OSError, ValueError) as error:
+        raise ModelDirectoryError(f"{directory / SINGLE}: {error}; copy the whole directory again") from error
     if not whole:
-        raise ModelDirectoryError(f"{weights}: not the bytes that {INDEX} names; copy the directory again")
-    return model.eval().requires_grad_(False)
+        raise ModelDirectoryError(
+            f"{directory / SINGLE}: not the bytes that {INDEX} names; copy the directory again"
+        )
+
+
+def _fit(model: OneFlowModel, weights: Weights) -> None:
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: kind.shape for name, kind in weights.kinds().items()}
+    if unlike := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
+        name = unlike[0]
+        raise ModelDirectoryError(
+            f"weights: {name} is {found.get(name)}, in the network {wanted.get(name)}; give those of this network"
+        )
 
 
 def _same(part: str, found: str, wanted: str) -> None:
@@ -215,11 +291,6 @@ def _same(part: str, found: str, wanted: str) -> None:
         raise ModelDirectoryError(
             f"{part}: here lies {found}, but the model was trained with {wanted}; put that one there"
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path, mend: str) -> dict[str, Any]:

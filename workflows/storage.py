@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
@@ -41,7 +40,7 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def put_atomic(url: str, data: bytes, *, if_absent: bool = False) -> bool:
+def put_atomic(url: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
     """Write `data` as the whole object `url`; readers see the old object, none, or all of the new one.
 
     Returns True when this call wrote it. With `if_absent` an object that is there stays, and False is returned;
@@ -55,7 +54,7 @@ def put_atomic(url: str, data: bytes, *, if_absent: bool = False) -> bool:
         if isinstance(filesystem, LocalFileSystem):
             _put_local(Path(path), data, if_absent)
         else:
-            filesystem.pipe_file(path, data, mode="create" if if_absent else "overwrite")
+            filesystem.pipe_file(path, bytes(data), mode="create" if if_absent else "overwrite")
     except Exception as error:
         if RETRIES.counts() != before and _holds(filesystem, path, data):
             return True
@@ -99,7 +98,18 @@ def list_urls(pattern: str) -> list[str]:
     A pattern without `*` or `?` names one object, or all objects below a directory. Nothing there is an empty list,
     a bucket that does not exist a OneFlowError.
     """
-    return sorted({url for one in braceexpand(pattern) for url in _match(one)})
+    return sorted({url for one in _unbraced(pattern) for url in _match(one)})
+
+
+def list_directories(url: str) -> list[str]:
+    """Names of the directories right below `url`, sorted; nothing there is an empty list."""
+    filesystem, path = open_fs(url)
+    with explained(url):
+        try:
+            entries = filesystem.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+    return sorted(e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory")
 
 
 def delete(url: str, *, recursive: bool = False) -> None:
@@ -125,7 +135,7 @@ def write_json(url: str, value: Any, *, if_absent: bool = False) -> bool:
     return put_atomic(url, text.encode(), if_absent=if_absent)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
 
@@ -150,12 +160,20 @@ def explained(url: str) -> Iterator[None]:
         raise explain(url, error) from (error if without_secrets(str(error)) == str(error) else None)
 
 
-def _holds(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
+def _holds(filesystem: AbstractFileSystem, path: str, data: bytes | memoryview) -> bool:
     try:
         return bool(filesystem.size(path) == len(data) and filesystem.cat_file(path) == data)
     except Exception:
         # The error of the write is the one to be told.
         return False
+
+
+def _unbraced(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    from braceexpand import braceexpand
+
+    return list(braceexpand(pattern))
 
 
 def _match(pattern: str) -> list[str]:
@@ -175,7 +193,7 @@ def _with_protocol(pattern: str, filesystem: AbstractFileSystem, path: str) -> s
     return str(filesystem.unstrip_protocol(path)) if "://" in pattern else path
 
 
-def _put_local(path: Path, data: bytes, if_absent: bool) -> None:
+def _put_local(path: Path, data: bytes | memoryview, if_absent: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

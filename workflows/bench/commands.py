@@ -16,6 +16,7 @@ BENCHMARKS = {
     "vocab-loss": "workflows.bench.vocab_loss:run",
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
+    "checkpoint": "workflows.bench.checkpoint:run",
     "storage": "workflows.bench.storage:run",
     "faults": "workflows.bench.faults:run",
     "train-faults": "workflows.bench.train_faults:run",
@@ -27,7 +28,16 @@ BENCHMARKS = {
     "scale": "workflows.bench.scale:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode", "encode-device")
+ON_A_DEVICE = (
+    "train-step",
+    "sample",
+    "mfu",
+    "vocab-loss",
+    "peer-transfusion",
+    "encode",
+    "encode-device",
+    "checkpoint",
+)
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")
 """Those that kill; `--only` and `--seed` are theirs."""

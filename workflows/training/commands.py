@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflows.errors import OneFlowError
+from workflows.errors import OneFlowError, UsageError
 from workflows.output import AsJson, print_json
 
 models_app = typer.Typer(
@@ -75,26 +75,56 @@ def promote(
 
 @models_app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, an fsspec URL, a directory or embedded.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="models:/NAME@ALIAS, an fsspec URL, a directory, embedded, or runs:/RUN: the newest checkpoint."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Directory for the model; must not hold one already.")],
     half: Annotated[bool, typer.Option("--half", help="Weights in float16: half the bytes.")] = False,
+    step: Annotated[int | None, typer.Option(help="Of runs:/RUN: the checkpoint of this step.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Of runs:/RUN: the weights themselves, not their average.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model with its tokenizer, encoders and card into a directory that needs no registry."""
+    """Write a model with its tokenizer, encoders and card into a directory that needs no registry.
+
+    One tensor at a time is in memory; above 2 GiB the weights lie in several files with an index.
+    """
+    if model.startswith("runs:/"):
+        if half:
+            raise UsageError(
+                "--half", "a run's checkpoint is exported as it is", "export that directory again"
+            )
+        from workflows.training.models import exported_run
+
+        identity = exported_run(model.removeprefix("runs:/"), out, step, raw)
+    elif step is not None or raw:
+        raise UsageError(f"model {model}", "--step and --raw are for runs:/RUN", "leave them out")
+    else:
+        identity = _copied(model, out, half)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    typer.echo(f"{model} (version {identity['version']}) is at {out}, {size / 1e6:.1f} MB")
+    if as_json:
+        print_json({"model": identity, "directory": str(out), "bytes": size})
+
+
+def _copied(model: str, out: Path, half: bool) -> dict[str, str]:
+    """What was copied: name, version, run_id."""
     import torch
 
-    from oneflow_core.pipeline import OneFlowPipeline
+    from oneflow_core.model_directory import copy
+    from oneflow_core.model_source import local_directory
 
     try:
-        pipeline = OneFlowPipeline.from_pretrained(model, dtype=torch.float16 if half else torch.float32)
-        pipeline.save_pretrained(out)
+        with local_directory(model) as (directory, facts):
+            parts, version = copy(directory, out, torch.float16 if half else torch.float32)
     except ValueError as error:
         cause, _, mend = str(error).partition("; ")
         raise OneFlowError(f"exporting {model}", cause, mend or "see oneflow models list") from error
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    typer.echo(f"{model} (version {pipeline.identity['version']}) is at {out}, {size / 1e6:.1f} MB")
-    if as_json:
-        print_json({"model": dict(pipeline.identity), "directory": str(out), "bytes": size})
+    return {"name": "", "version": version, "run_id": parts.notes.get("run_id", ""), **facts}
 
 
 @models_app.command()

@@ -189,8 +189,16 @@ class CheckpointSettings(Config):
     """Root of all runs' checkpoints, any fsspec URL; a run writes below <url>/<run key>."""
     every_steps: int = Field(500, ge=1)
     """Steps between checkpoints: the most that a killed worker costs."""
+    every_minutes: float | None = Field(None, gt=0)
+    """A checkpoint is also written when the last one is this many minutes old; none: by steps alone."""
     keep: int = Field(2, ge=1)
     """Committed checkpoints that are kept, newest first."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints of steps that this divides are kept for good, beside the newest; should be a multiple of
+    every_steps. None: the newest alone."""
+    max_failed: int = Field(3, ge=1)
+    """Saves that may fail in a row (each after retries) before the run does: a store that is away for minutes does
+    not end training, one that stays away must not let it go on unsaved."""
 
 
 class WatchSettings(Config):

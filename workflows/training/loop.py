@@ -100,13 +100,16 @@ class Trainer:
         self.loader = materials.build_loader(
             config.data, config.seed, "train", rank, world, self._pace.schedule_at
         )
-        self._checkpoints = Checkpoints(root, config.checkpoint.keep)
+        kept = config.checkpoint
+        self._checkpoints = Checkpoints(
+            root, kept.keep, keep_every=kept.keep_every, max_failed=kept.max_failed
+        )
         self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
         self._meter = Meter(worker, config.data.tokens)
         self._latest: dict[str, float] = {}
-        self.step, self._elapsed_s, self._before_s = 0, 0.0, 0.0
+        self.step, self._elapsed_s, self._before_s, self._saved_s = 0, 0.0, 0.0, 0.0
         self._begun = time.monotonic()
         self._stopping, self._looked_s = False, 0.0
 
@@ -133,6 +136,13 @@ class Trainer:
         return progress(self.step, self._elapsed_s, self.config.budget) >= 1
 
     @property
+    def _save_is_due(self) -> bool:
+        """By steps, or by the clock of rank 0, which all share."""
+        settings, age_s = self.config.checkpoint, self._elapsed_s - self._saved_s
+        late = settings.every_minutes is not None and age_s >= 60 * settings.every_minutes
+        return late or self.step % settings.every_steps == 0
+
+    @property
     def _schedule(self) -> str:
         """Name of the kappa that the last step was trained under."""
         return self._pace.name_at(max(self.step - 1, 0))
@@ -150,6 +160,7 @@ class Trainer:
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser
         )
+        self._checkpoints.staged()
         self._meter.step(self.optimiser.step(lr, ema_decay(self.step, self.config.ema.decay)))
         self.step += 1
         self._pace.after(self.step)
@@ -177,8 +188,7 @@ class Trainer:
             self._attempt.enter("evaluate")
             self._load_average()
             self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
-        due = self.step % self.config.checkpoint.every_steps == 0 or self._stopping or self._leaving()
-        if done or due:
+        if done or self._save_is_due or self._stopping or self._leaving():
             self._attempt.enter("checkpoint")
             self._save()
 
@@ -198,6 +208,7 @@ class Trainer:
         metrics["train/lr"] = learning_rate(self.step - 1, done, settings)
         metrics["train/progress"] = done
         metrics |= self._pace.metrics(self.step - 1)
+        metrics |= self._checkpoints.metrics()
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}
         if self.worker.leads:
             metrics |= self._attempt.goodput().metrics()
@@ -219,9 +230,8 @@ class Trainer:
         self._load_average()
         metrics = self._heldout.loss(self._whole) if self._heldout else {}
         self._tell(metrics)
-        if self.worker.leads:
-            loss, weights = metrics.get("heldout/loss"), self._whole.state_dict()
-            write_best(self.root, self.step, loss, weights, self._schedule)
+        loss = metrics.get("heldout/loss")
+        write_best(self.root, self.step, loss, self.optimiser.average, self._schedule)
 
     def _load_average(self) -> None:
         """The moving average into the whole model of every rank."""
@@ -241,6 +251,7 @@ class Trainer:
         state["goodput"] = asdict(self._attempt.goodput())
         state["unsent_metrics"] = self._tracker.unsent() if self._tracker else []
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
+        self._saved_s = self._elapsed_s
         self._hooks.committed({"step": self.step, "checkpoint": join(self.root, "commits"), **self._latest})
 
     def _restore(self) -> None:
@@ -249,7 +260,7 @@ class Trainer:
             self._attempt.go_on(0, None)
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])
-        self._elapsed_s = self._before_s
+        self._elapsed_s = self._saved_s = self._before_s
         self.optimiser.set_steps(self.step)
         self.loader.load_state_dict(restored.state["loader"])
         self._pace.load_state(restored.state.get("schedule", {}))

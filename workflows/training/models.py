@@ -4,10 +4,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.tracking import client_of
+from workflows.tracking import RUN_KEY, client_of
+from workflows.training.config import TrainConfig
 from workflows.training.register import TAGS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -53,6 +56,29 @@ def traced(uri: str) -> dict[str, Any]:
         "run": {"id": run.info.run_id if run else "", "name": run.info.run_name if run else ""},
         "corpora": [_corpus(dataset) for dataset in given],
     }
+
+
+def exported_run(run_id: str, out: Path, step: int | None, raw: bool) -> dict[str, str]:
+    """Write the weights of a committed checkpoint of an MLflow run as a model into `out`; returns what it is.
+
+    Raises:
+        OneFlowError: the run, its checkpoint or its corpus is not there, or `out` holds a model.
+    """
+    from workflows.training.export import checkpoint_of, export
+    from workflows.training.materials import gather
+    from workflows.training.worker import run_root
+
+    with _registry(f"run {run_id}") as client, TemporaryDirectory(prefix="oneflow-run-") as directory:
+        key = client.get_run(run_id).data.tags.get(RUN_KEY)
+        if not key:
+            raise OneFlowError(f"run {run_id}", f"it has no tag {RUN_KEY}", "name a run of oneflow train")
+        told = Path(client.download_artifacts(run_id, "config.json", directory)).read_text()
+    config = TrainConfig.model_validate_json(told)
+    materials = gather(config)
+    trained = checkpoint_of(run_root(config, key), materials, step, raw=raw)
+    export(config, materials, trained, run_id, out)
+    name = f"{key}@{trained.step}{'-raw' if raw else ''}"
+    return {"name": f"runs:/{run_id}", "version": name, "run_id": run_id}
 
 
 def _row(version: "ModelVersion", aliases: dict[str, str]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflows.config import digest
-from workflows.errors import OneFlowError
 from workflows.revision import git_commit
 from workflows.tracking import client_of, find_run
-from workflows.training.best import Best, load_best
+from workflows.training.best import Best, read_best
 from workflows.training.config import TrainConfig
+from workflows.training.export import best_of, export_parts, write_model
 from workflows.training.materials import Materials
 from workflows.training.worker import tracking_uri
 
@@ -49,67 +49,19 @@ def export_and_register(
     run_id = find_run(uri, config.tracking.experiment, key) if uri else None
     if not uri or not config.registry.name:
         return None, run_id
-    best, _ = load_best(root)
+    best = read_best(root)
     client = client_of(uri)
-    version = _known(client, config.registry.name, best)
-    if version is None:
+    version = _known(client, config.registry.name, best) if best else None
+    if best is None or version is None:
         with tempfile.TemporaryDirectory(prefix="oneflow-export-") as directory:
-            parts = export_parts(config, materials, root, run_id)
+            best, trained = best_of(root)
+            parts = export_parts(config, materials, trained, run_id)
             tags = _tags(config, materials, parts, best, run_id)
-            _save(parts, Path(directory) / "model")
+            write_model(parts, trained.weights, Path(directory) / "model")
             version = _upload(client, config, run_id, Path(directory) / "model", tags)
     client.set_registered_model_alias(config.registry.name, config.registry.alias, version)
     name, alias = config.registry.name, config.registry.alias
     return Registered(name, version, alias, f"models:/{name}@{alias}"), run_id
-
-
-def export_parts(config: TrainConfig, materials: Materials, root: str, run_id: str | None) -> "ModelParts":
-    """The best weights of the run at `root` with all that belongs to them.
-
-    Raises:
-        OneFlowError: there are no weights, or the codec or encoder is not the one of the corpus.
-    """
-    from oneflow_core.encoders.latent import LatentCodec
-    from oneflow_core.encoders.understanding import UnderstandingEncoder
-    from oneflow_core.model_directory import ModelDirectoryError, ModelParts
-
-    best, weights = load_best(root)
-    model = materials.build_model(config.seed)
-    model.load_state_dict(weights)
-    codec = LatentCodec.from_pretrained(config.registry.codec)
-    encoder = UnderstandingEncoder.from_pretrained(config.registry.encoder)
-    _same("registry.codec", codec.id, {m.codec for m in materials.manifests})
-    _same("registry.encoder", encoder.id, {m.encoder for m in materials.manifests})
-    notes = {
-        "corpus_version": materials.corpus_version,
-        "run_id": run_id or "",
-        "steps": str(best.step),
-        "heldout_loss": "" if best.loss is None else f"{best.loss:.4f}",
-        "git_commit": git_commit(),
-        "config_digest": digest(config),
-    }
-    try:
-        size = config.registry.image_size
-        sampler = {
-            "schedule": best.schedule or config.objective.schedule,
-            "length": config.objective.masked_length,
-            **config.registry.sampler,
-        }
-        return ModelParts(model.eval(), materials.tokenizer, codec, encoder, size, sampler, notes)
-    except ModelDirectoryError as error:
-        raise OneFlowError("the trained model", str(error), "see registry and model.dims") from error
-
-
-def _save(parts: "ModelParts", directory: Path) -> None:
-    from oneflow_core.pipeline import OneFlowPipeline
-
-    OneFlowPipeline(parts).save_pretrained(directory)
-
-
-def _same(field: str, found: str, wanted: set[str | None]) -> None:
-    if unlike := sorted(w for w in wanted if w is not None and w != found):
-        mend = f"set {field} to it, or encode the corpus anew"
-        raise OneFlowError(field, f"it is {found}, the corpus was encoded with {unlike[0]}", mend)
 
 
 def _tags(

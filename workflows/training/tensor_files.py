@@ -1,92 +1,148 @@
-"""Sharded tensors to and from any fsspec URL, as storage of torch.distributed.checkpoint: safetensors and JSON.
+"""The files of a checkpoint on any fsspec URL: several put at once and tried again, read whole or by ranges.
 
-DCP plans which rank writes which piece and, on another number of ranks, who reads what; this is the storage below
-it. Each rank puts one whole safetensors file; the coordinator puts the commit last, if nobody else did.
+torch.distributed.checkpoint plans which rank writes which piece and, on another number of ranks, who reads what;
+this is the storage below it. Files are safetensors of bounded size.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from workflows.storage import join, put_atomic, read_bytes, sha256, write_json
-from workflows.training.commit import Commit, StoredFile, chunk_key, commit_name, stored_tensors
+from oneflow_core.safetensors_layout import Kind, Place, read_places
+from workflows.errors import OneFlowError
+from workflows.storage import join, put_atomic, read_bytes, sha256
+from workflows.store_retries import StoreGone
+from workflows.training.commit import Chunk, Commit, StoredFile, chunk_key
+
+TRANSFERS = 4
+"""Files that a rank has on their way at once."""
+BACKOFF_S = 0.25
+TRIES = 3
+"""Of a file that cannot be put; S3 requests within each are tried for longer (`store_retries`)."""
+BLOCK = 64 << 20
+"""Bytes of a file that are in memory at once while it is checked or exported."""
+
+Told = tuple[StoredFile, ...] | OneFlowError
+"""What a rank says of its files: which it put, or why it could not."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """What a rank tells the coordinator of a chunk: its file."""
+def put_files(directory: str, files: Mapping[str, Callable[[], memoryview]]) -> tuple[StoredFile, ...]:
+    """Put `files` below the URL `directory`, some at once; each is asked for its bytes when its turn comes.
 
-    file: StoredFile
-
-
-class TensorWriter(StorageWriter):
-    """Writes the checkpoint of `step` below `root` into `directory` and commits it.
-
-    A commit of that step that is there already stays, unless `replace`; on the coordinator `committed` tells.
+    Raises:
+        OneFlowError: one cannot be put.
     """
 
-    def __init__(
-        self, root: str, directory: str, step: int, state: Mapping[str, Any], *, replace: bool = False
-    ) -> None:
-        self._root, self._directory, self._step, self._state = root, directory, step, state
-        self._replace, self.committed = replace, False
+    def put(name: str) -> StoredFile:
+        data = files[name]()
+        _put(join(directory, name), data)
+        return StoredFile(name, len(data), sha256(data))
 
-    def reset(self, checkpoint_id: Any = None) -> None:
-        """Nothing is kept between checkpoints."""
+    with ThreadPoolExecutor(TRANSFERS, "checkpoint-put") as pool:
+        return tuple(pool.map(put, files))
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up."""
 
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """As it is."""
-        return plan
+def every_file(told: Sequence[Told]) -> tuple[StoredFile, ...]:
+    """The files of all ranks; the OneFlowError of one that could not put its own is raised."""
+    files: list[StoredFile] = []
+    for said in told:
+        if isinstance(said, OneFlowError):
+            raise said
+        files += said
+    return tuple(files)
 
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Gives every rank's file its name."""
-        names = (f"part-{number:05d}.safetensors" for number in range(len(plans)))
-        return [
-            SavePlan(p.items, storage_data=name, planner_data=p.planner_data)
-            for p, name in zip(plans, names, strict=True)
-        ]
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Puts this rank's pieces as one object."""
-        tensors = {
-            chunk_key(item.index.fqn, item.index.offset or ()): _plain(planner.resolve_data(item))
-            for item in plan.items
+def _put(url: str, data: memoryview) -> None:
+    for tried in range(1, TRIES + 1):
+        try:
+            put_atomic(url, data)
+            return
+        except (OneFlowError, OSError) as error:
+            if tried == TRIES or isinstance(error.__cause__, StoreGone):
+                raise
+            time.sleep(random.uniform(0, BACKOFF_S * 2**tried))
+
+
+def check(root: str, commit: Commit, files: Sequence[StoredFile]) -> str | None:
+    """Why one of `files` is not what the commit says, or None."""
+    with ThreadPoolExecutor(TRANSFERS, "checkpoint-check") as pool:
+        return next(filter(None, pool.map(lambda file: _wrong(root, commit, file), files)), None)
+
+
+def _wrong(root: str, commit: Commit, file: StoredFile) -> str | None:
+    url, digest, found = join(root, commit.directory, file.name), hashlib.sha256(), 0
+    try:
+        while found < file.bytes:
+            data = read_bytes(url, found, found + BLOCK)
+            digest.update(data)
+            found += len(data)
+            if len(data) < BLOCK:
+                break
+    except Exception as error:
+        return str(error)
+    if digest.hexdigest() != file.sha256:
+        return f"{url}: {found} bytes that differ from the digest in the commit"
+    return None
+
+
+class StoredTensors:
+    """The tensors of a commit whose names begin with `prefix`, named without it and read one by one.
+
+    Whoever wants digests checked calls `check` before.
+    """
+
+    def __init__(self, root: str, commit: Commit, prefix: str = "") -> None:
+        self._root, self._commit, self._prefix = root, commit, prefix
+        self._places: dict[str, dict[str, Place]] = {}
+
+    def kinds(self) -> dict[str, Kind]:
+        """Dtype and shape of each."""
+        return {
+            name.removeprefix(self._prefix): Kind(getattr(torch, tensor.dtype), tensor.shape)
+            for name, tensor in self._commit.tensors.items()
+            if name.startswith(self._prefix)
         }
-        data = save_tensors(tensors)
-        put_atomic(join(self._root, self._directory, plan.storage_data), data)
-        file = StoredFile(plan.storage_data, len(data), sha256(data))
-        results: Future[list[WriteResult]] = Future()
-        results.set_result([WriteResult(item.index, 0, _Written(file)) for item in plan.items])
-        return results
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Puts the commit, if there is none of this step yet."""
-        written = {r.index: r.storage_data.file for part in results for r in part}
-        files = tuple(sorted(set(written.values()), key=lambda file: file.name))
-        tensors = stored_tensors(metadata, {index: file.name for index, file in written.items()})
-        commit = Commit(self._step, self._directory, files, tensors, self._state)
-        url = join(self._root, "commits", commit_name(self._step))
-        self.committed = write_json(url, commit.to_json(), if_absent=not self._replace)
+    def read(self, name: str) -> Tensor:
+        """A whole tensor. In memory are it, its largest chunk and one block."""
+        name = self._prefix + name
+        stored = self._commit.tensors[name]
+        if len(stored.chunks) == 1:
+            return self._chunk(name, stored.chunks[0])
+        whole = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
+        for chunk in stored.chunks:
+            box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+            whole[box].copy_(self._chunk(name, chunk))
+        return whole
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """The URL is given to the constructor, not as an id."""
-        return False
+    def _chunk(self, name: str, chunk: Chunk) -> Tensor:
+        url = join(self._root, self._commit.directory, chunk.file)
+        if chunk.file not in self._places:
+            self._places[chunk.file] = read_places(lambda a, b: read_bytes(url, a, b))
+        places = self._places[chunk.file]
+        key = chunk_key(name, chunk.offsets)
+        # The single file of best weights, as earlier versions wrote it, has whole tensors under their names.
+        place = places[key] if key in places else places[name]
+        data = torch.empty(place.kind.bytes, dtype=torch.uint8)
+        room = data.numpy().data
+        for begin in range(0, len(room), BLOCK):
+            end = min(begin + BLOCK, len(room))
+            room[begin:end] = read_bytes(url, place.begin + begin, place.begin + end)
+        return data.view(place.kind.dtype).view(place.kind.shape)
 
 
 class TensorReader(StorageReader):
-    """Reads the tensors of a commit; files are checked against its digests by `check`, not here."""
+    """Reads the tensors of a commit as DCP plans it; files are checked against its digests by `check`, not here."""
 
     def __init__(self, root: str, commit: Commit) -> None:
         self._root, self._commit = root, commit
@@ -116,15 +172,16 @@ class TensorReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Copies what the plan asks for, one file at a time."""
         items = sorted(plan.items, key=lambda item: self._places[item.storage_index])
-        name, held = "", dict[str, torch.Tensor]()
+        name, held, places = "", b"", dict[str, Place]()
         for item in items:
             if self._places[item.storage_index] != name:
                 name = self._places[item.storage_index]
-                held = load_tensors(read_bytes(join(self._root, self._commit.directory, name)))
-            chunk = held[chunk_key(item.storage_index.fqn, item.storage_index.offset or ())]
+                held = read_bytes(join(self._root, self._commit.directory, name))
+                places = _places_in(held)
+            key = chunk_key(item.storage_index.fqn, item.storage_index.offset or ())
             box = tuple(slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True))
             target = planner.resolve_tensor(item).detach()
-            target.copy_(chunk[box])
+            target.copy_(_tensor(held, places[key])[box])
             planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
@@ -136,20 +193,13 @@ class TensorReader(StorageReader):
         return False
 
 
-def check(root: str, commit: Commit, files: tuple[StoredFile, ...]) -> str | None:
-    """Why one of `files` is not what the commit says, or None."""
-    for file in files:
-        url = join(root, commit.directory, file.name)
-        try:
-            data = read_bytes(url)
-        except Exception as error:
-            return str(error)
-        if sha256(data) != file.sha256:
-            return f"{url}: {len(data)} bytes that differ from the digest in the commit"
-    return None
+def _places_in(data: bytes) -> dict[str, Place]:
+    return read_places(lambda begin, end: data[begin:end])
 
 
-def _plain(value: Any) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"a checkpoint holds tensors only, not {type(value).__name__}")
-    return value.detach().cpu().contiguous().clone()
+def _tensor(data: bytes, place: Place) -> Tensor:
+    """A tensor of a file's bytes; not to be written to, as it shares them."""
+    if not place.kind.bytes:
+        return torch.empty(place.kind.shape, dtype=place.kind.dtype)
+    values = bytearray(memoryview(data)[place.begin : place.end])
+    return torch.frombuffer(values, dtype=place.kind.dtype).view(place.kind.shape)

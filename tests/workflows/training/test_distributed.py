@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,9 +21,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from workflows.training import worker
+from workflows.training.best import load_best
 from workflows.training.commit import commit_name
 from workflows.training.config import TrainConfig
-from workflows.training.worker import main
+from workflows.training.loop import Progress
 
 
 def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path) -> None:
@@ -35,11 +38,26 @@ def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path)
         sys.stdout = sys.stderr = stream
         logging.basicConfig(level=logging.INFO, stream=stream, force=True)
         try:
+            worker.progress_line = _line
             sys.argv = ["worker", str(written)]
-            main()
+            worker.main()
         except BaseException:
             traceback.print_exc(file=stream)
             raise
+
+
+def _line(progress: Progress) -> str:
+    return f"loss {progress.step} {progress.metrics['train/loss']!r}"
+
+
+def _await(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _committed(config: TrainConfig) -> bool:
+    return bool(list(Path(config.checkpoint.url).glob("*/commits/*.json")))
 
 
 @dataclass
@@ -58,7 +76,7 @@ class Run:
 
     def stop_after_a_commit(self, config: TrainConfig) -> str:
         """SIGTERM to the last worker alone once a checkpoint is committed; what all said when they ended by it."""
-        self._wait_for_a_commit(config)
+        _await(lambda: _committed(config))
         self.processes[-1].terminate()
         for process in self.processes:
             process.join(120)
@@ -66,19 +84,19 @@ class Run:
         assert [process.exitcode for process in self.processes] == [128 + signal.SIGTERM] * 2, said
         return said
 
-    def _wait_for_a_commit(self, config: TrainConfig) -> None:
-        root, deadline = Path(config.checkpoint.url), time.monotonic() + 60
-        while not list(root.glob("*/commits/*.json")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-
     def kill_after_a_commit(self, config: TrainConfig) -> None:
         """SIGKILL to the last worker once a checkpoint is committed, then to the rest."""
-        self._wait_for_a_commit(config)
+        self.kill_when(lambda: _committed(config))
+        steps = sorted(path.name for path in (run_root(config) / "commits").iterdir())
+        assert steps and steps[-1] < commit_name(config.budget.steps)
+
+    def kill_when(self, ready: Callable[[], bool], after_s: float = 0.0) -> None:
+        """SIGKILL to the last worker so many seconds after `ready` is true, then to the rest."""
+        _await(ready)
+        time.sleep(after_s)
         for process in reversed(self.processes):
             process.kill()
             process.join()
-        steps = sorted(path.name for path in (run_root(config) / "commits").iterdir())
-        assert steps and steps[-1] < commit_name(config.budget.steps)
 
 
 def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
@@ -104,9 +122,8 @@ def run_root(config: TrainConfig) -> Path:
 
 
 def best_weights(config: TrainConfig) -> dict[str, list]:
-    root = run_root(config)
-    held = load_file(root / json.loads((root / "best.json").read_text())["file"])
-    return {name: tensor.flatten().tolist() for name, tensor in held.items()}
+    _, held = load_best(str(run_root(config)))
+    return {name: held.read(name).flatten().tolist() for name in held.kinds()}
 
 
 def final_tensors(config: TrainConfig) -> dict[str, object]:
@@ -188,7 +205,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     config = tiny_config(corpus, tmp_path / "checkpoints")
     launch(config, tmp_path, 2).finish()
     root = run_root(config)
-    [newest] = root.glob("step-000000012-*/part-00001.safetensors")
+    [newest] = root.glob("step-000000012-*/part-00001-*.safetensors")
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(bytes(data))

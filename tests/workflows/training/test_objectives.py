@@ -9,10 +9,10 @@ import pytest
 from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.errors import UsageError
+from workflows.training.export import best_of, checkpoint_of, export
 from workflows.training.loop import Trainer
 from workflows.training.materials import gather
 from workflows.training.parallel import Worker
-from workflows.training.register import export_parts
 
 PROMPTS = [Prompt(("a red thing",), "image"), Prompt(("a red",), "text")]
 
@@ -50,15 +50,16 @@ def test_a_run_of_each_objective_ends_in_a_model_that_generates(
     materials, root = gather(config), str(tmp_path / "run")
     outcome = Trainer(config, materials, alone, root).run()
     assert outcome.step == 8 and outcome.metrics["heldout/loss"] > 0
-    parts = export_parts(config, materials, root, None)
-    OneFlowPipeline(parts).save_pretrained(tmp_path / "model")
+    best, trained = best_of(root)
+    export(config, materials, trained, None, tmp_path / "model")
     loaded = OneFlowPipeline.from_pretrained(tmp_path / "model")
     kind = changes.get("objective__kind", "oneflow")
     assert loaded.parts.model.config.objective == kind
     image, text = loaded(PROMPTS, steps=4, seeds=[1, 2])
     assert [i.size for i in image.images] == [(32, 32)]
     assert not text.images
-    again = OneFlowPipeline(parts)(PROMPTS, steps=4, seeds=[1, 2])
+    export(config, materials, checkpoint_of(root, materials, best.step), None, tmp_path / "again")
+    again = OneFlowPipeline.from_pretrained(tmp_path / "again")(PROMPTS, steps=4, seeds=[1, 2])
     assert [d.text for d in again] == [image.text, text.text]
     if kind == "masked":
         assert loaded.defaults.length == 20

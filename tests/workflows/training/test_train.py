@@ -146,6 +146,13 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     assert models.promoted("models:/tiny@candidate", "champion")["before"] is None
     line = models.traced("models:/tiny@champion")
     assert line["corpora"][0]["version"] == "0" * 12
+    for raw, steps in ((False, None), (True, 50)):
+        out = tmp_path / f"exported-{raw}"
+        told = models.exported_run(report.run_id, out, steps, raw)
+        assert told["version"] == f"{report.run_key}@{steps or 60}" + "-raw" * raw
+        assert OneFlowPipeline.from_pretrained(out).parts.notes["steps"] == str(steps or 60)
+    with pytest.raises(OneFlowError, match="checkpoint of step 7 .*committed: 60, 50"):
+        models.exported_run(report.run_id, tmp_path / "none", 7, False)
 
     begun = time.monotonic()
     again = run(config, say=said.append)
