@@ -67,13 +67,14 @@ class Checkpoints:
             mend = "see whether the URL can be written; training resumes from the last commit"
             raise OneFlowError(f"checkpoint at {self._root}", str(error), mend) from error
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> Restored | None:
+    def restore(self, tensors: Mapping[str, Tensor], before: int | None = None) -> Restored | None:
         """Fill `tensors` in place from the newest sound checkpoint; None when there is none. All ranks.
 
+        With `before` only those of fewer steps count.
         One whose files are gone or damaged is passed over with a warning; what is not committed is not seen.
         """
         for step in _agree(committed_steps(self._root) if dist.get_rank() == 0 else [], self._group):
-            commit = self._sound(step)
+            commit = self._sound(step) if before is None or step < before else None
             if commit is not None:
                 reader = TensorReader(self._root, commit)
                 planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)

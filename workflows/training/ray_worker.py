@@ -15,7 +15,8 @@ import torch.distributed as dist
 from workflows.errors import UsageError
 from workflows.storage import delete, exists, join, read_json, write_json
 from workflows.training.config import TrainConfig
-from workflows.training.loop import Diverged, Hooks, Progress
+from workflows.training.guard import Diverged
+from workflows.training.loop import Hooks, Progress
 from workflows.training.progress import POLL_S, write_progress
 from workflows.training.worker import run_root, work
 

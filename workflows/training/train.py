@@ -122,7 +122,7 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from workflows.training.parallel import BACKEND
+        from workflows.training.parallel import BACKEND, group_timeout_s
 
         settled = _settled(config)
         filesystem, path = open_fs(join(root, "ray"))
@@ -134,7 +134,9 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
                 "key": key,
                 "environment": _environment(),
             },
-            torch_config=TorchConfig(backend=BACKEND[settled.compute.device]),
+            torch_config=TorchConfig(
+                backend=BACKEND[settled.compute.device], timeout_s=round(group_timeout_s(settled.compute))
+            ),
             scaling_config=ScalingConfig(
                 num_workers=settled.compute.workers,
                 use_gpu=settled.compute.device == "cuda",
