@@ -75,7 +75,7 @@ def shown(value: float) -> float | str:
 
 
 def _about(fault: Fault, worker: Worker, passed: Passed, normalisers: Mapping[str, float]) -> dict[str, Any]:
-    losses = [float(out.total) for _, out in passed]
+    losses = [float(out.total.detach()) for _, out in passed]
     return {
         **dataclasses.asdict(fault),
         "loss": shown(fault.loss),

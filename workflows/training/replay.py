@@ -79,7 +79,7 @@ def _passed(
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return Replayed(
         list(pack.doc_ids),
-        shown(float(out.total)),
+        shown(float(out.total.detach())),
         {name: shown(part) for name, part in parts.items()},
         [name for name, part in parts.items() if not math.isfinite(part)],
         [name for name, grad in grads.items() if not grad.isfinite().all()][:SHOWN_GRADIENTS],
