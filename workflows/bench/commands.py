@@ -23,9 +23,10 @@ BENCHMARKS = {
     "loader": "workflows.bench.loader:run",
     "resume": "workflows.bench.resume:run",
     "scale": "workflows.bench.scale:run",
+    "train-loop": "workflows.bench.train_loop:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode", "train-loop")
 """Those that can measure a GPU."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""
