@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from workflows.bench.child import ROOT, Child
 from workflows.bench.result import Result
@@ -108,7 +107,7 @@ def _services(directory: Path) -> Iterator[str]:
 
     before = dict(os.environ)
     try:
-        up(StackConfig(ray={"cpus": 3, "object_store_mb": 200}), directory)
+        up(StackConfig(ray={"num_cpus": 3, "object_store_mb": 200}), directory)
         connect(directory)
         yield os.environ["MLFLOW_TRACKING_URI"]
     finally:
