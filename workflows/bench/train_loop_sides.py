@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Progress, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.parallel import Worker, join_group
-from workflows.training.schedule import ema_decay, learning_rate
+from workflows.training.schedule import ema_decay, learning_rate, progress
 
 LOG_EVERY = 20
 NEVER = 10**6
@@ -43,14 +43,16 @@ class Turn:
     """Of all threads of the process (of rank 0 where there are several)."""
 
 
-def config_of(corpus: str, root: str, workers: int, steps: int, uri: str | None = None) -> TrainConfig:
-    """The demo's run with AdamW, without evaluations, samples and checkpoints on the way."""
+def config_of(
+    corpus: str, root: str, workers: int, steps: int, uri: str | None = None, changes: Sequence[str] = ()
+) -> TrainConfig:
+    """The demo's run with AdamW, without evaluations, samples and checkpoints on the way, and with `changes`."""
     watch = f"{{log_every: {LOG_EVERY}, heldout_every: {NEVER}, sample_every: {NEVER}, prompts: []}}"
-    changes = [f"data.corpora=[{{url: {corpus}}}]", f"watch={watch}", f"budget={{steps: {steps}}}"]
-    changes += ["optimiser.kind=adamw", f"checkpoint={{url: {root}, every_steps: {NEVER}}}", "data.holdout=0"]
-    changes += [f"compute.workers={workers}", "compute.device=cpu", f"name=bench-{workers}"]
-    changes += [f"tracking={{experiment: bench, uri: '{uri}'}}"] if uri else []
-    return load("train", "shapes-nano", changes)
+    own = [f"data.corpora=[{{url: {corpus}}}]", f"watch={watch}", f"budget={{steps: {steps}}}"]
+    own += ["optimiser.kind=adamw", f"checkpoint={{url: {root}, every_steps: {NEVER}}}", "data.holdout=0"]
+    own += [f"compute.workers={workers}", "compute.device=cpu", f"name=bench-{workers}"]
+    own += [f"tracking={{experiment: bench, uri: '{uri}'}}"] if uri else []
+    return load("train", "shapes-nano", [*own, *changes])
 
 
 class Taker:
@@ -61,18 +63,18 @@ class Taker:
         self._tokens = 0.0
         self._begun = time.perf_counter(), time.process_time()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, at: Progress) -> None:
         """A hook for progress, told every LOG_EVERY steps."""
-        told = progress.metrics
+        told = at.metrics
         self._tokens += told["speed/tokens_per_s"] * told["speed/step_s"] * LOG_EVERY
-        if progress.step % self._steps:
+        if at.step % self._steps:
             return
         seconds, cpu = (now - then for now, then in zip(_clocks(), self._begun, strict=True))
         done = self._place / f"done-{self._turn}"
         done.with_suffix(".new").write_text(json.dumps([self._tokens, seconds, cpu]))
         done.with_suffix(".new").rename(done)
         self._turn += 1
-        while progress.done < 1 and not (self._place / f"go-{self._turn}").exists():
+        while at.done < 1 and not (self._place / f"go-{self._turn}").exists():
             time.sleep(POLL_S)
         self._tokens, self._begun = 0.0, _clocks()
 
@@ -115,11 +117,11 @@ def bare(corpus: str, steps: int) -> Callable[..., dict[str, float]]:
     torch.set_num_threads(1)
     config = config_of(corpus, "none", 1, NEVER)
     materials = gather(config)
-    batches = _batches(config, materials, steps)
+    batches = batches_of(config, materials, steps)
     model = materials.build_model(config.seed)
     tokens = sum(pack.tokens for packs in batches for pack in packs)
     flops = sum(needed_flops(model, pack) for packs in batches for pack in packs) / tokens
-    train = _bare_loop(config, materials, model)
+    train = bare_loop(config, materials, model)
 
     def answer(asked: str) -> dict[str, float]:
         if asked == "rates":
@@ -132,7 +134,8 @@ def bare(corpus: str, steps: int) -> Callable[..., dict[str, float]]:
     return answer
 
 
-def _batches(config: TrainConfig, materials: Materials, steps: int) -> list[list[Pack]]:
+def batches_of(config: TrainConfig, materials: Materials, steps: int) -> list[list[Pack]]:
+    """The packs of a run's first steps, on one worker."""
     loader = materials.build_loader(config.data, config.seed, "train", 0, 1)
     stream = iter(loader)
     batches = [next(stream) for _ in range(steps)]
@@ -140,16 +143,18 @@ def _batches(config: TrainConfig, materials: Materials, steps: int) -> list[list
     return batches
 
 
-def _bare_loop(config: TrainConfig, materials: Materials, model: nn.Module) -> Callable[[Iterable], None]:
+def bare_loop(config: TrainConfig, materials: Materials, model: nn.Module) -> Callable[[Iterable], None]:
+    """What trains `model` on steps of packs, going on where it stopped."""
     settings, objective, step = config.optimiser, materials.objective, 0
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    kept = [p for p in model.parameters() if p.ndim < 2 or p in tables]
+    decayed = [p for p in model.parameters() if p.ndim > 1 and p not in tables]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True)
-    parameters = [*matrices, *vectors]
+    parameters = [*decayed, *kept]
     average = [p.detach().clone() for p in parameters]
 
     def train(batches: Iterable[list[Pack]]) -> None:
@@ -161,7 +166,7 @@ def _bare_loop(config: TrainConfig, materials: Materials, model: nn.Module) -> C
                 objective.loss(model, pack, sums).total.backward()
             nn.utils.clip_grad_norm_(parameters, settings.clip, foreach=True)
             for group in adam.param_groups:
-                group["lr"] = learning_rate(step, 0.1, settings)
+                group["lr"] = learning_rate(step, progress(step, 0.0, config.budget), settings)
             adam.step()
             adam.zero_grad()
             weight = 1 - ema_decay(step, config.ema.decay)
