@@ -26,6 +26,7 @@ BENCHMARKS = {
     "loader": "workflows.bench.loader:run",
     "resume": "workflows.bench.resume:run",
     "scale": "workflows.bench.scale:run",
+    "train-loop": "workflows.bench.train_loop:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -37,6 +38,7 @@ ON_A_DEVICE = (
     "encode",
     "encode-device",
     "checkpoint",
+    "train-loop",
 )
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")

@@ -60,7 +60,7 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
         found[name] = _rates(model, objective, packs, device)
         del model
     best = min(found, key=lambda name: median(found[name]["seconds"]))
-    peak = [_product(size.matrix, dtype, device) for _ in range(runs)]
+    peak = [product_rate(size.matrix, dtype, device) for _ in range(runs)]
     rates = found[best]["rates"]
     sheet = next((rate for name, rate in DATA_SHEET.items() if name in _name(device)), None)
     extra = {
@@ -112,7 +112,7 @@ def _rates(
     }
 
 
-def _product(side: int, dtype: torch.dtype, device: str) -> float:
+def product_rate(side: int, dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a square matrix product."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     _timed(lambda: a @ b, device)

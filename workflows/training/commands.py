@@ -21,6 +21,10 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue this MLflow run, even with another config.")
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Only look at a bad step: <run root>/faults/step-N/rank-R."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a sharded corpus, and register the best weights as models:/NAME@candidate.
@@ -32,6 +36,8 @@ def train(
     from workflows.config import load
     from workflows.training.train import run
 
+    if replay:
+        return _replay(config, overrides or [], replay, as_json)
     report = run(load("train", config, overrides or []), resume=resume)
     loss = "" if report.best_loss is None else f", held-out loss {report.best_loss:.4f}"
     typer.echo(f"{report.step} steps in {report.elapsed_s:.0f} s; best after {report.best_step}{loss}")
@@ -39,6 +45,24 @@ def train(
         typer.echo(f"registered: {report.model.uri} (version {report.model.version})")
     if as_json:
         print_json(asdict(report))
+
+
+def _replay(config: str, overrides: list[str], url: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from workflows.config import load
+    from workflows.training.replay import replay
+
+    told = replay(load("train", config, overrides), url)
+    typer.echo(f"step {told.step}, rank {told.rank}: {told.reason}; weights of step {told.weights_of_step}")
+    for number, pack in enumerate(told.packs):
+        parts = " ".join(f"{name} {value}" for name, value in pack.parts.items())
+        typer.echo(f"pack {number}: {len(pack.documents)} documents, loss {pack.loss}: {parts}")
+        bad = [*pack.bad_parts, *(f"gradient of {name}" for name in pack.bad_gradients)]
+        typer.echo(f"no numbers: {', '.join(bad) or 'none'}")
+        typer.echo(f"documents: {', '.join(pack.documents)}")
+    if as_json:
+        print_json(asdict(told))
 
 
 @models_app.command("list")

@@ -201,6 +201,48 @@ class CheckpointSettings(Config):
     not end training, one that stays away must not let it go on unsaved."""
 
 
+class GuardSettings(Config):
+    """What happens when a step goes wrong: its loss or gradient is no number, or the loss jumps (docs/training.md).
+
+    No part of the run key: it may be changed for a run in trouble. A run that had no bad step is not changed by it.
+    """
+
+    max_skips: int = Field(10, ge=1)
+    """Bad steps in a row that are skipped; then the weights of an earlier checkpoint are taken and training goes on
+    behind the data that it had seen since."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Times in a run that this is done before the run fails; 0 fails at the first time."""
+    max_dumps: int = Field(8, ge=0)
+    """Bad steps of a run whose packs are stored below <run root>/faults for --replay; each takes some MB a worker."""
+    spike_factor: float | None = Field(None, gt=0)
+    """A loss this many deviations above the median of the last `spike_window` ones is a bad step too (a deviation is
+    1.4826 times the median distance from the median, which is that of a normal law); none: only what is no number
+    is. 6 is a choice that large runs make; lower ones refuse what is only hard."""
+    spike_window: int = Field(128, ge=8)
+    """Accepted steps that a loss is compared with; nothing is a spike before there are as many."""
+
+
+class ProfileSettings(Config):
+    """Which steps are profiled by torch.profiler."""
+
+    start: int = Field(10, ge=1)
+    """First step, from 0; the one before it warms the profiler up."""
+    stop: int = Field(12, ge=1)
+    """Last step; a trace takes some MB a step."""
+    ranks: list[int] = Field(default=[0])
+    """Workers that write one."""
+    shapes: bool = False
+    """Record the shapes of operands."""
+    memory: bool = False
+    """Record what is allocated."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ProfileSettings":
+        if self.stop < self.start:
+            raise ValueError(f"stop {self.stop} must not be below start {self.start}")
+        return self
+
+
 class WatchSettings(Config):
     """What is reported while training runs."""
 
@@ -216,6 +258,8 @@ class WatchSettings(Config):
     """Held-out images that are captioned beside the grid, with traces."""
     sampler_steps: int = Field(16, ge=1)
     """Steps of the sampler for these samples."""
+    profile: ProfileSettings | None = None
+    """A trace of some steps, e.g. {start: 20, stop: 22}; it costs time in these steps only."""
 
 
 class ComputeSettings(Config):
@@ -239,6 +283,9 @@ class ComputeSettings(Config):
     on a small model seven exchanges a step cost more than the memory is worth."""
     compile: bool = False
     """torch.compile each block; pays on GPUs after a minute of compilation."""
+    stall_timeout_s: float = Field(600.0, gt=0)
+    """Seconds within which a part of a step must end; after it every worker writes its stacks and ends, so that Ray
+    replaces all. The first step, evaluations, samples and checkpoints may take four times as long."""
     max_failures: int = Field(2, ge=0)
     """Times that lost workers are replaced without a step that was committed in between, before the run fails."""
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -285,6 +332,7 @@ class TrainConfig(Config):
     budget: BudgetSettings = BudgetSettings()
     ema: EmaSettings = EmaSettings()
     checkpoint: CheckpointSettings
+    guard: GuardSettings = GuardSettings()
     watch: WatchSettings = WatchSettings()
     compute: ComputeSettings = ComputeSettings()
     registry: RegistrySettings = RegistrySettings()

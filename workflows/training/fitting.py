@@ -127,7 +127,7 @@ def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) 
     from ray.train.torch import TorchConfig
 
     from workflows.training.elastic import DivisorTrainer
-    from workflows.training.parallel import BACKEND
+    from workflows.training.parallel import BACKEND, group_timeout_s
 
     compute = config.compute
     filesystem, path = open_fs(join(root, "ray"))
@@ -141,7 +141,7 @@ def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) 
             "stop": name,
             "environment": _environment(),
         },
-        torch_config=TorchConfig(backend=BACKEND[compute.device]),
+        torch_config=TorchConfig(backend=BACKEND[compute.device], timeout_s=round(group_timeout_s(compute))),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.device == "cuda",

@@ -6,7 +6,6 @@ state and a resumed run goes on as if nothing had happened.
 """
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,32 +17,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from oneflow_core.data.state import join_states
+from oneflow_core.objectives.protocol import LossOutput
 from oneflow_core.packing import Pack
-from workflows.errors import OneFlowError
 from workflows.storage import join
 from workflows.tracking import Tracker
 from workflows.training.attempts import Attempt
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
+from workflows.training.faults import record_fault
+from workflows.training.guard import Guard
 from workflows.training.heldout import HeldOut
 from workflows.training.materials import Materials
 from workflows.training.meter import Meter
 from workflows.training.optimiser import Optimiser
 from workflows.training.pace import Pace
 from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
+from workflows.training.profiler import Profiler
 from workflows.training.progress import Progress
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
+from workflows.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Seconds between looks whether a node is about to go: in all ranks at the same step, as it is a barrier."""
-
-
-class Diverged(OneFlowError):
-    """The loss is no number any more; checkpoints from before are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +107,9 @@ class Trainer:
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
         self._meter = Meter(worker, config.data.tokens)
+        self._guard = Guard(config.guard)
+        self._watchdog = Watchdog(worker, root, config.compute.stall_timeout_s, tracker)
+        self._profiler = Profiler(config.watch.profile, worker, root, tracker)
         self._latest: dict[str, float] = {}
         self.step, self._elapsed_s, self._before_s, self._saved_s = 0, 0.0, 0.0, 0.0
         self._begun = time.monotonic()
@@ -115,18 +117,22 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end of the budget, or until it is asked to stop."""
-        self._restore()
-        self._begun = time.monotonic()
-        stream = iter(self.loader)
-        while not self._done and not self._stopping:
-            self._attempt.enter("data_wait")
-            packs = next(stream)
-            self._attempt.enter("steps")
-            self._train(packs)
-            self._after_step()
-        self._attempt.enter("checkpoint")
-        self._checkpoints.close()
-        self.loader.close()
+        with self._watchdog:
+            self._restore()
+            self._begun = time.monotonic()
+            stream = iter(self.loader)
+            while not self._done and not self._stopping:
+                self._profiler.before(self.step)
+                self._attempt.enter("data_wait")
+                with self._watchdog.phase("data", self.step):
+                    packs = next(stream)
+                self._attempt.enter("steps")
+                self._train(packs)
+                self._after_step()
+            self._attempt.enter("checkpoint")
+            self._profiler.close()
+            self._checkpoints.close()
+            self.loader.close()
         self._tell_progress()
         best = read_best(self.root) if self.worker.leads else None
         return Outcome(self.step, self._elapsed_s, best, self._latest, not self._done)
@@ -149,21 +155,55 @@ class Trainer:
 
     def _train(self, packs: list[Pack]) -> None:
         """One global step on this worker's packs."""
-        normalisers = self._agree(packs)
+        phase = self._watchdog.phase
+        with phase("agree", self.step):
+            normalisers = self._agree(packs)
         torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + self.worker.rank)
+        passed: list[tuple[Pack, LossOutput]] = []
         for number, pack in enumerate(packs):
             last_microstep(self.model, number == len(packs) - 1)
-            out = self.materials.objective.loss(self.model, pack.to(self.worker.device), normalisers)
-            out.total.backward()
-            self._meter.add(out.total, out.parts)
-            self._pace.add(self.step, pack, out.nll_K)
+            with phase("forward", self.step):
+                out = self.materials.objective.loss(self.model, pack.to(self.worker.device), normalisers)
+            with phase("backward", self.step):
+                out.total.backward()
+            passed.append((pack, out))
+        with phase("optimiser", self.step):
+            self._step(passed, normalisers)
+        self.step += 1
+        self._pace.after(self.step)
+
+    def _step(self, passed: list[tuple[Pack, LossOutput]], normalisers: Mapping[str, float]) -> None:
+        """Change the weights, unless the guard refuses: then nothing of the step stays."""
+        loss = torch.stack([out.total.detach() for _, out in passed]).sum()
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser
         )
         self._checkpoints.staged()
-        self._meter.step(self.optimiser.step(lr, ema_decay(self.step, self.config.ema.decay)))
-        self.step += 1
-        self._pace.after(self.step)
+        norm = self.optimiser.step(
+            lr,
+            ema_decay(self.step, self.config.ema.decay),
+            lambda norm: self._guard.accepts(self.step, loss, norm),
+        )
+        if self._guard.fault is None:
+            for pack, out in passed:
+                self._meter.add(out.total, out.parts)
+                self._pace.add(self.step, pack, out.nll_K)
+            return self._meter.step(norm)
+        self._meter.skip()
+        if self._guard.keeps:
+            record_fault(self.root, self._guard.fault, self.worker, passed, normalisers, self._tracker)
+        if self._guard.exhausted:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """The weights of the newest checkpoint from before the bad steps; what was read since is not read again."""
+        self._checkpoints.wait()
+        tensors, first = self.optimiser.tensors(), self._guard.first_bad
+        restored = self._checkpoints.restore(tensors, first) or self._checkpoints.restore(tensors, first + 1)
+        if restored is None:
+            raise self._guard.diverged("there is no checkpoint from before")
+        self._guard.rolled_back(restored.step, restored.state)
+        self.optimiser.set_steps(self._guard.applied)
 
     def _agree(self, packs: list[Pack]) -> dict[str, float]:
         """Normalisers of the global batch; the time, which rank 0 tells all; and whether one is asked to stop."""
@@ -178,19 +218,24 @@ class Trainer:
         return dict(zip(names, sums, strict=True))
 
     def _after_step(self) -> None:
-        watch, done = self.config.watch, self._done
+        watch, done, phase = self.config.watch, self._done, self._watchdog.phase
         if done or self.step % watch.log_every == 0:
             self._log()
         if done or self.step % watch.heldout_every == 0:
             self._attempt.enter("evaluate")
-            self._evaluate()
+            with phase("evaluate", self.step):
+                self._evaluate()
         if done or self.step % watch.sample_every == 0:
             self._attempt.enter("evaluate")
-            self._load_average()
-            self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
-        if done or self._save_is_due or self._stopping or self._leaving():
+            with phase("sample", self.step):
+                self._load_average()
+                self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
+        leaving = self._leaving() or self._stopping
+        # Within a row of bad steps the newest checkpoint stays one from before it.
+        if done or leaving or (self._save_is_due and not self._guard.streak):
             self._attempt.enter("checkpoint")
-            self._save()
+            with phase("checkpoint", self.step):
+                self._save()
 
     def _leaving(self) -> bool:
         """Whether a node will go soon; asked once in a while, by all ranks after the same step."""
@@ -202,9 +247,7 @@ class Trainer:
     def _log(self) -> None:
         settings, done = self.config.optimiser, progress(self.step, self._elapsed_s, self.config.budget)
         metrics = self._meter.read(self.loader.stats)
-        if not math.isfinite(metrics["train/loss"]) or not math.isfinite(metrics["train/grad_norm"]):
-            mend = "lower optimiser.lr or raise optimiser.warmup_steps"
-            raise Diverged(f"step {self.step}", f"the loss is {metrics['train/loss']}", mend)
+        metrics |= self._guard.metrics()
         metrics["train/lr"] = learning_rate(self.step - 1, done, settings)
         metrics["train/progress"] = done
         metrics |= self._pace.metrics(self.step - 1)
@@ -249,6 +292,7 @@ class Trainer:
         state = {"step": self.step, "elapsed_s": self._elapsed_s, "loader": join_states(states)}
         state["schedule"] = self._pace.state()
         state["goodput"] = asdict(self._attempt.goodput())
+        state["guard"] = self._guard.state()
         state["unsent_metrics"] = self._tracker.unsent() if self._tracker else []
         self._checkpoints.save(self.step, self.optimiser.tensors(), state)
         self._saved_s = self._elapsed_s
@@ -261,7 +305,8 @@ class Trainer:
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])
         self._elapsed_s = self._saved_s = self._before_s
-        self.optimiser.set_steps(self.step)
+        self._guard.load_state(self.step, restored.state)
+        self.optimiser.set_steps(self._guard.applied)
         self.loader.load_state_dict(restored.state["loader"])
         self._pace.load_state(restored.state.get("schedule", {}))
         self._attempt.go_on(self.step, restored.state.get("goodput"))

@@ -39,7 +39,9 @@ class _Corrupt:
     schedule: Schedule | None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
-        return self.objective.corrupt(sample, rng, self.schedule)
+        example = self.objective.corrupt(sample, rng, self.schedule)
+        example.doc_id = sample.document.doc_id
+        return example
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Meter:
         self._worker, self._pack_tokens = worker, pack_tokens
         self._sums: dict[str, Tensor] = {}
         self._norm = torch.zeros((), device=worker.device)
-        self._steps = 0
+        self._steps = self._skipped = 0
         self._begun = time.perf_counter()
         self._seen = LoaderStats()
 
@@ -44,19 +44,26 @@ class Meter:
         self._norm = self._norm + norm
         self._steps += 1
 
+    def skip(self) -> None:
+        """A step is over that changed nothing; its losses are not added."""
+        self._skipped += 1
+
     def read(self, stats: LoaderStats) -> dict[str, float]:
-        """Metrics of all ranks since the last reading. All ranks must call it."""
-        steps, now = max(self._steps, 1), time.perf_counter()
+        """Metrics of all ranks since the last reading, without losses where all steps were skipped. All ranks."""
+        now = time.perf_counter()
+        metrics = self._losses() if self._steps else {}
+        metrics |= self._speed(stats, now - self._begun, max(self._steps + self._skipped, 1))
+        self._sums, self._steps, self._skipped, self._begun = {}, 0, 0, now
+        self._norm = torch.zeros_like(self._norm)
+        return metrics
+
+    def _losses(self) -> dict[str, float]:
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].float() for name in names])
         dist.all_reduce(sums)
-        values = dict(zip(names, (sums / steps).tolist(), strict=True))
+        values = dict(zip(names, (sums / self._steps).tolist(), strict=True))
         metrics = {f"train/{PART_NAMES.get(name, name)}": value for name, value in values.items()}
-        metrics["train/grad_norm"] = float(self._norm) / steps
-        metrics |= self._speed(stats, now - self._begun, steps)
-        self._sums, self._steps, self._begun = {}, 0, now
-        self._norm = torch.zeros_like(self._norm)
-        return metrics
+        return {**metrics, "train/grad_norm": float(self._norm) / self._steps}
 
     def _speed(self, stats: LoaderStats, seconds: float, steps: int) -> dict[str, float]:
         seen, self._seen = self._seen, _copy(stats)

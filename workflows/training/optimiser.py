@@ -5,6 +5,8 @@ for small models the bookkeeping of distributed tensors costs more than the arit
 matrices; `workflows.training.muon` deals them out.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -68,22 +70,31 @@ class Optimiser:
             self._adam.state[p] = {"step": torch.tensor(float(steps), device=p.device), **moments}
 
     @torch.no_grad()
-    def step(self, lr: float, ema_decay: float) -> Tensor:
-        """Clip, step, average, and drop the gradients; returns the norm before clipping (no host sync)."""
+    def step(
+        self, lr: float, ema_decay: float, accepts: Callable[[Tensor], bool] = lambda norm: True
+    ) -> Tensor:
+        """Clip, step, average, and drop the gradients; returns the norm before clipping (no host sync of its own).
+
+        Where `accepts` (all ranks alike) says no to that norm, the gradients are dropped and nothing else happens.
+        """
         for name, p in self._named.items():
             self._local[name].grad = None if p.grad is None else local(p.grad)
             p.grad = None
         norm = self._clip()
+        if accepts(norm):
+            self._update(lr, ema_decay)
+        for p in self._local.values():
+            p.grad = None
+        return norm
+
+    def _update(self, lr: float, ema_decay: float) -> None:
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
         if self._turned:
             self._turn(lr)
-        for p in self._local.values():
-            p.grad = None
         averages = [local(t) for t in self._average.values()]
         torch._foreach_lerp_(averages, [p.detach() for p in self._local.values()], 1 - ema_decay)
-        return norm
 
     def _turn(self, lr: float) -> None:
         """Muon's step: p <- (1 - lr * decay) p - lr * direction(Nesterov momentum)."""

@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -43,13 +44,19 @@ def join_group(settings: ComputeSettings) -> Worker:
     kind = device_type(settings)
     if not dist.is_initialized():
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(BACKEND[kind], **alone)  # type: ignore[arg-type]
+        patience = timedelta(seconds=group_timeout_s(settings))
+        dist.init_process_group(BACKEND[kind], timeout=patience, **alone)  # type: ignore[arg-type]
     torch.set_num_threads(settings.threads)
     device = torch.device(kind)
     if kind == "cuda":
         device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return Worker(dist.get_rank(), dist.get_world_size(), device)
+
+
+def group_timeout_s(settings: ComputeSettings) -> float:
+    """After how many seconds a collective gives up: later than the watchdog, which says more, even where it is slow."""
+    return 5 * settings.stall_timeout_s + 60
 
 
 def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:

@@ -15,7 +15,8 @@ from workflows.errors import UsageError
 from workflows.store_retries import RETRIES
 from workflows.training.config import TrainConfig
 from workflows.training.failures import has_failed, write_failure
-from workflows.training.loop import Diverged, Hooks
+from workflows.training.guard import Diverged
+from workflows.training.loop import Hooks
 from workflows.training.stopping import asked
 from workflows.training.worker import run_root, work
 
