@@ -51,6 +51,8 @@ class Example:
     """Whether an element sees nothing after itself."""
     spurious_S: NDArray[np.int64] | None = None
     """Whether each slot's own element does not belong to the document: 1 or 0, -1 where nobody asks; None: nowhere."""
+    task: str = ""
+    """What is asked for, as `objectives.tasks.Task.name`."""
 
     @property
     def flow_N(self) -> NDArray[np.bool_]:
@@ -87,6 +89,8 @@ class Pack:
     documents: int
     spurious_S: Tensor | None = None
     """As in `Example`."""
+    tasks: tuple[str, ...] = ()
+    """Task of each document, in the order of `inputs.attention.document_T`."""
 
     @property
     def tokens(self) -> int:
@@ -147,6 +151,7 @@ def collate(examples: Sequence[Example]) -> Pack:
         sum(len(e.clock_C) for e in examples if e.text_targets),
         len(examples),
         _spurious(examples),
+        tuple(e.task for e in examples),
     )
 
 

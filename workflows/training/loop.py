@@ -25,6 +25,7 @@ from workflows.tracking import Tracker
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
+from workflows.training.detail import Detail
 from workflows.training.heldout import HeldOut
 from workflows.training.materials import Materials
 from workflows.training.meter import Meter
@@ -55,6 +56,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What was logged at a step: the run's metrics, the same on all ranks, and those of this worker alone."""
+
+    step: int
+    metrics: Mapping[str, float]
+    local: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Hooks:
     """Who is told what; all optional."""
 
@@ -62,6 +72,8 @@ class Hooks:
     """Rank 0, at every logged step."""
     committed: Callable[[Mapping[str, Any]], None] = field(default=lambda _: None)
     """All ranks, at every checkpoint, with a pointer to it."""
+    logged: Callable[[Reading], None] = field(default=lambda _: None)
+    """All ranks, at every logged step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ class Trainer:
         self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
-        self._meter = Meter(worker, config.data.tokens)
+        self._meter = Meter(worker, config.data.tokens, self._detail())
         self._latest: dict[str, float] = {}
         self.step, self._elapsed_s, self._before_s = 0, 0.0, 0.0
         self._begun = time.monotonic()
@@ -121,6 +133,11 @@ class Trainer:
         best = read_best(self.root) if self.worker.leads else None
         return Outcome(self.step, self._elapsed_s, best, self._latest)
 
+    def _detail(self) -> Detail | None:
+        if self.config.watch.detail == "basic":
+            return None
+        return Detail(self.model, self.materials.objective, self.optimiser, self.worker, self.config.compute)
+
     @property
     def _done(self) -> bool:
         return progress(self.step, self._elapsed_s, self.config.budget) >= 1
@@ -136,9 +153,10 @@ class Trainer:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + self.worker.rank)
         for number, pack in enumerate(packs):
             last_microstep(self.model, number == len(packs) - 1)
-            out = self.materials.objective.loss(self.model, pack.to(self.worker.device), normalisers)
+            moved = pack.to(self.worker.device)
+            out = self.materials.objective.loss(self.model, moved, normalisers)
             out.total.backward()
-            self._meter.add(out.total, out.parts)
+            self._meter.add(pack, moved, out)
             self._pace.add(self.step, pack, out.nll_K)
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser
@@ -165,7 +183,7 @@ class Trainer:
             self._evaluate()
         if done or self.step % watch.sample_every == 0:
             self._load_average()
-            self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
+            self._tell(self._gallery.show(self._whole, self._schedule, self.step, self._tracker))
         if done or self.step % self.config.checkpoint.every_steps == 0:
             self._save()
 
@@ -181,6 +199,7 @@ class Trainer:
         metrics |= self._pace.metrics(self.step - 1)
         metrics |= {f"data/epoch/{name}": value for name, value in self.loader.epochs().items()}
         self._tell(metrics)
+        self._hooks.logged(Reading(self.step, self._latest, self._meter.local))
         if self.worker.leads:
             eta = self._elapsed_s * (1 - done) / done if done else 0.0
             shown = Progress(
@@ -193,6 +212,8 @@ class Trainer:
         self._load_average()
         metrics = self._heldout.loss(self._whole) if self._heldout else {}
         self._tell(metrics)
+        if self._heldout and self._tracker:
+            self._heldout.show(self.step, self._tracker)
         if self.worker.leads:
             loss, weights = metrics.get("heldout/loss"), self._whole.state_dict()
             write_best(self.root, self.step, loss, weights, self._schedule)
