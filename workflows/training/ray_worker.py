@@ -15,6 +15,7 @@ import torch.distributed as dist
 from workflows.errors import UsageError
 from workflows.storage import delete, exists, join, read_json, write_json
 from workflows.training.config import TrainConfig
+from workflows.training.exporter import Exporter
 from workflows.training.loop import Diverged, Hooks, Progress
 from workflows.training.progress import POLL_S, write_progress
 from workflows.training.worker import run_root, work
@@ -31,8 +32,14 @@ def work_under_ray(given: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = TrainConfig.model_validate(given["config"])
     root = run_root(config, given["key"])
+    exporter = Exporter(config, given["key"], _rank())
+
+    def committed(pointer: Mapping[str, Any]) -> None:
+        exporter.committed(pointer)
+        _report(pointer)
+
     try:
-        work(config, Hooks(_Teller(root), _report), given["key"])
+        work(config, Hooks(_Teller(root), committed, exporter.logged), given["key"])
     except LASTING as error:
         write_json(join(root, FAILURE), {"cause": f"{type(error).__name__}: {error}"}, if_absent=True)
         dist.destroy_process_group()
@@ -64,6 +71,12 @@ class _Teller:
         if now - self._told >= POLL_S or progress.done >= 1:
             self._told = now
             write_progress(self._root, progress)
+
+
+def _rank() -> int:
+    import ray.train
+
+    return int(ray.train.get_context().get_world_rank())
 
 
 def _report(pointer: Mapping[str, Any]) -> None:
