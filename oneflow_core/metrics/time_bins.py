@@ -26,7 +26,7 @@ def by_time(time_X: Tensor, value_X: Tensor, weight_X: Tensor | None = None) -> 
 
 
 def loss_by_time(pack: Pack, out: LossOutput, *, text: bool = True) -> dict[str, Tensor]:
-    """`by_time` of the parts of a pack's loss, both on one device.
+    """`by_time` of the parts of a pack's loss, where the loss lies; the pack may still lie on the CPU.
 
     text_ce: nats of a missing token; rate_regret: the Poisson loss of lambda less its minimum, of a gap that misses
     something; image_mse: squared error of a patch in flow. Means of rows, without the weights of the loss.
@@ -34,11 +34,15 @@ def loss_by_time(pack: Pack, out: LossOutput, *, text: bool = True) -> dict[str,
     Args:
         text: whether texts have a time under the objective.
     """
-    found = {"image_mse": by_time(pack.inputs.time_N, out.error_N, pack.flow_N)}
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor.to(out.nll_K.device, non_blocking=True)
+
+    found = {"image_mse": by_time(there(pack.inputs.time_N), out.error_N, there(pack.flow_N))}
     if text:
-        found["text_ce"] = by_time(pack.clock_K, out.nll_K)
+        found["text_ce"] = by_time(there(pack.clock_K), out.nll_K)
     if text and out.rate_S is not None:
-        count_S, missing_S = pack.count_S.double(), pack.count_S > 0
+        count_S = there(pack.count_S).double()
         regret_S = out.rate_S - count_S + torch.xlogy(count_S, count_S / out.rate_S)
-        found["rate_regret"] = by_time(pack.clock_S, regret_S, missing_S)
+        found["rate_regret"] = by_time(there(pack.clock_S), regret_S, count_S > 0)
     return found

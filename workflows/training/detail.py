@@ -43,10 +43,10 @@ class Detail:
         self.local: dict[str, float] = {}
         """What was last read of this worker alone."""
 
-    def add(self, pack: Pack, moved: Pack, out: LossOutput) -> None:
-        """A pack of the step, on the CPU and where it was scored. No wait for the device."""
+    def add(self, pack: Pack, out: LossOutput) -> None:
+        """A pack of the step, which lies on the CPU still. No wait for the device."""
         self._flops += self._needed.of_pack(pack)
-        for name, sums_2B in loss_by_time(moved, out, text=self._text).items():
+        for name, sums_2B in loss_by_time(pack, out, text=self._text).items():
             self._bins[name] = self._bins[name].add_(sums_2B) if name in self._bins else sums_2B
 
     def step(self) -> None:
@@ -57,16 +57,16 @@ class Detail:
     def read(self, seconds: float) -> dict[str, float]:
         """Metrics of all ranks, `seconds` after the last reading. All ranks must call it."""
         names, groups = sorted(self._bins), self._optimiser.groups.names
-        weights = self._optimiser.weight_squares().double()
-        sums = torch.cat([*(self._bins[name].flatten() for name in names), weights])
+        none = torch.zeros(0, dtype=torch.float64, device=self._worker.device)
+        sums = torch.cat([none, *(self._bins[name].flatten() for name in names)])
         dist.all_reduce(sums)
-        told = torch.cat([sums, self._norms.double()]).tolist()
-        bins = {name: told[i * 2 * BINS : (i + 1) * 2 * BINS] for i, name in enumerate(names)}
-        squares, norms = told[-2 * len(groups) : -len(groups)], told[-len(groups) :]
-        metrics = bin_metrics(bins)
-        for group, norm, square in zip(groups, norms, squares, strict=True):
+        weights = self._optimiser.weight_norms()
+        told = torch.cat([sums, self._norms.double(), weights.double()]).tolist()
+        metrics = bin_metrics({name: told[i * 2 * BINS : (i + 1) * 2 * BINS] for i, name in enumerate(names)})
+        norms, weight_norms = told[-2 * len(groups) : -len(groups)], told[-len(groups) :]
+        for group, norm, weight in zip(groups, norms, weight_norms, strict=True):
             metrics[f"grad_norm/{group}"] = norm / max(self._steps, 1)
-            metrics[f"weight_norm/{group}"] = square**0.5
+            metrics[f"weight_norm/{group}"] = weight
         metrics |= self._machines(seconds)
         self._bins, self._flops, self._steps = {}, 0.0, 0
         self._norms = torch.zeros_like(self._norms)

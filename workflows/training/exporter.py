@@ -69,7 +69,7 @@ OF_THE_RUN = (
     Source("data/packing", "oneflow_train_packing_share"),
     Source("samples/length_ratio", "oneflow_train_length_ratio"),
     Source("goodput/share", "oneflow_train_goodput_share"),
-    Source("guard/skipped_steps", "oneflow_train_skipped_steps"),
+    Source("guard/skipped", "oneflow_train_skipped_steps"),
 )
 OF_A_WORKER = (
     Source("speed/step_s", "oneflow_train_step_seconds"),

@@ -153,10 +153,9 @@ class Trainer:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + self.worker.rank)
         for number, pack in enumerate(packs):
             last_microstep(self.model, number == len(packs) - 1)
-            moved = pack.to(self.worker.device)
-            out = self.materials.objective.loss(self.model, moved, normalisers)
+            out = self.materials.objective.loss(self.model, pack.to(self.worker.device), normalisers)
             out.total.backward()
-            self._meter.add(pack, moved, out)
+            self._meter.add(pack, out)
             self._pace.add(self.step, pack, out.nll_K)
         lr = learning_rate(
             self.step, progress(self.step, self._elapsed_s, self.config.budget), self.config.optimiser

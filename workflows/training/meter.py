@@ -38,12 +38,12 @@ class Meter:
         self._begun = time.perf_counter()
         self._seen = LoaderStats()
 
-    def add(self, pack: Pack, moved: Pack, out: LossOutput) -> None:
-        """The loss of one pack, as a share of its step's; the pack on the CPU, and where it was scored."""
+    def add(self, pack: Pack, out: LossOutput) -> None:
+        """The loss of one pack, which lies on the CPU still, as a share of its step's."""
         for name, value in {SUM: out.total.detach(), **out.parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value
         if self._detail:
-            self._detail.add(pack, moved, out)
+            self._detail.add(pack, out)
 
     def step(self, norm: Tensor) -> None:
         """A step is over; `norm` is that of its gradient."""

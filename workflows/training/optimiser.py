@@ -90,9 +90,11 @@ class Optimiser:
         return norm
 
     @torch.no_grad()
-    def weight_squares(self) -> Tensor:
-        """Sums of squares of this rank's pieces of the weights, by `groups`."""
-        return self.groups.squares({name: p.detach() for name, p in self._local.items()})
+    def weight_norms(self) -> Tensor:
+        """Norms of the weights by `groups`. All ranks must call it."""
+        squares = self.groups.squares({name: p.detach() for name, p in self._local.items()})
+        dist.all_reduce(squares)
+        return squares.sqrt()
 
     def _turn(self, lr: float) -> None:
         """Muon's step: p <- (1 - lr * decay) p - lr * direction(Nesterov momentum)."""

@@ -73,7 +73,7 @@ def _measured(worker: Worker) -> dict[str, float]:
     optimiser = Optimiser(model, SETTINGS)
     detail = Detail(model, OBJECTIVE, optimiser, worker, settings)
     pack = packed(worker.rank)
-    detail.add(pack, pack, _scored(model, pack))
+    detail.add(pack, _scored(model, pack))
     norm = optimiser.step(0.0, 0.9)
     detail.step()
     told = detail.read(2.0)
