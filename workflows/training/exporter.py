@@ -5,15 +5,18 @@ times workers; MLflow has the rest. `infra/monitoring` has the dashboard and the
 """
 
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Reading
 
 GIB = 2**30
+REPEAT_S = 5.0
 TAGS = ("run", "experiment", "rank", "part")
 
 
@@ -82,15 +85,31 @@ OF_A_WORKER = (
 
 
 class Exporter:
-    """The gauges of one worker under Ray; none of its calls waits or fails."""
+    """The gauges of one worker under Ray, from a context's beginning to its end; none of its calls waits or fails.
+
+    Ray drops a gauge that is not set for two of its intervals of 10 s, which is less than steps may take: a thread
+    sets all again, so that a worker that hangs is seen with the time of its last step.
+    """
 
     def __init__(self, config: TrainConfig, key: str, rank: int) -> None:
         from ray.util.metrics import Gauge
 
         self._rank, self._logged_at = rank, time.monotonic()
+        self._held: dict[tuple[str, str], float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="gauges", daemon=True)
         self._tags = {"run": f"{config.name}-{key[:8]}", "experiment": config.tracking.experiment}
         self._tags |= {"rank": str(rank)}
         self._gauges = {name: Gauge(name, text, TAGS) for name, text in GAUGES.items()}
+
+    def __enter__(self) -> "Exporter":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
 
     def logged(self, reading: Reading) -> None:
         """Metrics were logged."""
@@ -117,4 +136,10 @@ class Exporter:
 
     def _set(self, gauge: str, value: float, part: str = "") -> None:
         if math.isfinite(value):
+            self._held[gauge, part] = value
             self._gauges[gauge].set(value, {**self._tags, "part": part})
+
+    def _repeat(self) -> None:
+        while not self._over.wait(REPEAT_S):
+            for (gauge, part), value in self._held.copy().items():
+                self._gauges[gauge].set(value, {**self._tags, "part": part})

@@ -32,14 +32,14 @@ def work_under_ray(given: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = TrainConfig.model_validate(given["config"])
     root = run_root(config, given["key"])
-    exporter = Exporter(config, given["key"], _rank())
-
-    def committed(pointer: Mapping[str, Any]) -> None:
-        exporter.committed(pointer)
-        _report(pointer)
-
     try:
-        work(config, Hooks(_Teller(root), committed, exporter.logged), given["key"])
+        with Exporter(config, given["key"], _rank()) as exporter:
+
+            def committed(pointer: Mapping[str, Any]) -> None:
+                exporter.committed(pointer)
+                _report(pointer)
+
+            work(config, Hooks(_Teller(root), committed, exporter.logged), given["key"])
     except LASTING as error:
         write_json(join(root, FAILURE), {"cause": f"{type(error).__name__}: {error}"}, if_absent=True)
         dist.destroy_process_group()
