@@ -44,7 +44,8 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def product_rate(side: int, dtype: torch.dtype, device: str | torch.device, repeats: int = 10) -> float:
     """FLOP/s of a square matrix product."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
     timed(lambda: a @ b, device)
 
     def products() -> None:

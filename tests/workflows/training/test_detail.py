@@ -19,6 +19,7 @@ from oneflow_core.objectives import LossOutput, ObjectiveConfig, OneFlowObjectiv
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Pack, collate
 from tests.core.words import TINY, WordTokenizer, image, sample, text
+from workflows.device_rate import peak_rate, sheet_rate
 from workflows.training.config import ComputeSettings, OptimiserSettings
 from workflows.training.detail import Detail
 from workflows.training.groups import GROUPS, Groups
@@ -173,3 +174,11 @@ def test_rows_are_told_by_the_task_of_their_document() -> None:
     told |= _by_task("image_mse", _sums_by_task(task_N, out.error_N, pack.flow_N))
     expected = {f"tasks/{task}/{part}": np.mean(v) for (task, part), v in sums.items() if v}
     assert told == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_yardstick_is_the_data_sheet_where_it_tells_and_leaves_random_numbers_alone() -> None:
+    assert sheet_rate("NVIDIA H100 80GB HBM3") == 989e12
+    assert sheet_rate("cpu") is None
+    before = torch.get_rng_state()
+    assert 1e8 < peak_rate(torch.device("cpu"), torch.float32) < 1e14
+    assert torch.equal(torch.get_rng_state(), before)

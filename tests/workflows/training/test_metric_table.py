@@ -59,7 +59,7 @@ def logged(alone: Worker, corpus: Path, directory: Path, **changes: object) -> s
     assert run_id and not tracker.close().rejected
     run = MlflowClient(uri).get_run(run_id)
     kept = {artifact.path for artifact in MlflowClient(uri).list_artifacts(run_id, "calibration")}
-    assert kept == (set() if config.watch.detail == "basic" else {"calibration/step-000000004.json"})
+    assert kept == {"calibration/step-000000004.json"}
     return set(run.data.metrics)
 
 
@@ -84,14 +84,18 @@ def test_the_table_has_what_runs_log_and_nothing_else(alone: Worker, corpus: Pat
     assert {source.gauge for source in (*OF_THE_RUN, *OF_A_WORKER)} <= set(GAUGES)
 
 
+def told(alone: Worker, corpus: Path, directory: Path, **changes: object) -> set[str]:
+    """Metric names of a run of two steps without MLflow."""
+    settings: dict[str, object] = {"watch__length_captions": 2, "watch__sampler_steps": 2, "budget__steps": 2}
+    config = tiny_config(corpus, directory / "runs", **settings, **changes)
+    return set(Trainer(config, gather(config), alone, str(directory / "run")).run().metrics)
+
+
 def test_without_detail_the_groups_that_say_so_are_left_out(
     alone: Worker, corpus: Path, tmp_path: Path
 ) -> None:
-    names = logged(
-        alone, corpus, tmp_path / "basic", watch__detail="basic", watch__prompts=[], budget__steps=4
-    )
-    groups = {name.partition("/")[0] for name in names}
-    assert groups == {"train", "heldout", "speed", "data"}
+    names = told(alone, corpus, tmp_path, watch__detail="basic")
+    assert {name.partition("/")[0] for name in names} == {"train", "heldout", "speed", "data"}
     assert "speed/mfu" not in names
 
 
@@ -99,15 +103,9 @@ def test_without_detail_the_groups_that_say_so_are_left_out(
 def test_baselines_tell_what_makes_sense_for_them(
     alone: Worker, corpus: Path, tmp_path: Path, kind: str
 ) -> None:
-    names = logged_of_a_baseline(alone, corpus, tmp_path / "run", kind)
+    changes = {"watch__prompts": ["a red thing"], "objective__masked_length": 20}
+    names = told(alone, corpus, tmp_path, objective__kind=kind, **changes)
     assert any(name.startswith("bins/text_ce/") for name in names) == (kind == "masked")
     assert any(name.startswith("bins/image_mse/") for name in names)
     assert not any(name.startswith(("calibration/", "bins/rate_regret/")) for name in names)
     assert {"tasks/image_to_text/text_ce", "samples/length_ratio"} <= names
-
-
-def logged_of_a_baseline(alone: Worker, corpus: Path, directory: Path, kind: str) -> set[str]:
-    settings = {"watch__length_captions": 2, "watch__sampler_steps": 2, "watch__prompts": ["a red thing"]}
-    settings |= {"objective__kind": kind, "objective__masked_length": 20, "budget__steps": 2}
-    config = tiny_config(corpus, directory / "runs", **settings)
-    return set(Trainer(config, gather(config), alone, str(directory / "run")).run().metrics)
