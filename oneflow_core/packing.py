@@ -53,6 +53,8 @@ class Example:
     """Whether each slot's own element does not belong to the document: 1 or 0, -1 where nobody asks; None: nowhere."""
     doc_id: str = ""
     """Of the document that it was made of, where whoever made it says so."""
+    task: str = ""
+    """What is asked for, as `objectives.tasks.Task.name`."""
 
     @property
     def flow_N(self) -> NDArray[np.bool_]:
@@ -91,6 +93,8 @@ class Pack:
     """As in `Example`."""
     doc_ids: tuple[str, ...] = ()
     """Documents in the order of the pack."""
+    tasks: tuple[str, ...] = ()
+    """Task of each document, in the order of `inputs.attention.document_T`."""
 
     @property
     def tokens(self) -> int:
@@ -151,7 +155,8 @@ def collate(examples: Sequence[Example]) -> Pack:
         sum(len(e.clock_C) for e in examples if e.text_targets),
         len(examples),
         _spurious(examples),
-        tuple(e.doc_id for e in examples),
+        doc_ids=tuple(e.doc_id for e in examples),
+        tasks=tuple(e.task for e in examples),
     )
 
 

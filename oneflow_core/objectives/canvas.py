@@ -174,6 +174,7 @@ class Canvas:
             text_targets=targets * len(copies),
             causal=self.model.objective == "transfusion",
             spurious_S=np.concatenate(spurious) if len(spurious) == len(copies) else None,
+            task=task.name,
         )
 
     def _features(self, task: Task, sample: Sample) -> list[NDArray[np.float16]]:
@@ -197,11 +198,11 @@ class Canvas:
         return np.concatenate(features).astype(np.float32), places
 
 
-def image_part(
-    outputs: ModelOutputs, pack: Pack, normalisers: Normalisers, config: ObjectiveConfig, model: ModelConfig
+def image_error(
+    outputs: ModelOutputs, pack: Pack, config: ObjectiveConfig, model: ModelConfig
 ) -> torch.Tensor:
-    """The image loss: squared error, mean over the dimensions and over patches in flow, weighed."""
-    error_N = flow_error(
+    """Squared error of every patch, mean over its dimensions, [N]."""
+    return flow_error(
         outputs.image_ND,
         pack.clean_ND,
         pack.noise_ND,
@@ -210,6 +211,12 @@ def image_part(
         model.clean_eps,
         config.image_loss,
     )
+
+
+def image_part(
+    error_N: torch.Tensor, pack: Pack, normalisers: Normalisers, config: ObjectiveConfig
+) -> torch.Tensor:
+    """The image loss: mean of `image_error` over patches in flow, weighed."""
     return (error_N * pack.flow_N).sum() * (config.image_weight / max(normalisers["image"], 1.0))
 
 

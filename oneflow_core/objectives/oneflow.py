@@ -15,7 +15,7 @@ from oneflow_core.flows.times import draw_times
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelOutputs
-from oneflow_core.objectives.canvas import Canvas, Copy, image_part, normaliser_shares
+from oneflow_core.objectives.canvas import Canvas, Copy, image_error, image_part, normaliser_shares
 from oneflow_core.objectives.config import ObjectiveConfig
 from oneflow_core.objectives.protocol import LossOutput, Normalisers
 from oneflow_core.objectives.spurious import labels, spoil
@@ -88,13 +88,21 @@ class OneFlowObjective:
         if self.model.counts != "free":
             parts["rate"] = terms.rate * text
         parts["zero"] = terms.zero * text
-        parts["image"] = image_part(outputs, pack, normalisers, self.config, self.model)
+        error_N = image_error(outputs, pack, self.config, self.model)
+        parts["image"] = image_part(error_N, pack, normalisers, self.config)
         if outputs.delete_logit_S is not None and pack.spurious_S is not None:
             parts["delete"] = deletion_loss(outputs.delete_logit_S, pack.spurious_S, pack.weight_S) * text
         total = torch.stack(list(parts.values())).sum()
         if self.model.counts != "free":
             parts["rate_regret"] = terms.rate_regret * text
-        return LossOutput(total, {k: v.detach() for k, v in parts.items()}, outputs.nll_K.detach())
+        return LossOutput(
+            total,
+            {k: v.detach() for k, v in parts.items()},
+            outputs.nll_K.detach(),
+            error_N.detach(),
+            outputs.pi_logit_S.detach(),
+            None if self.model.counts == "free" else outputs.rate_S.detach(),
+        )
 
     def sampler(self, model: OneFlowModel) -> InsertionSampler:
         """As `Objective.sampler`."""

@@ -33,6 +33,12 @@ class LossOutput:
     monitoring and no share."""
     nll_K: Tensor
     """Detached cross-entropy of every element to predict, as `Pack.clock_K` names them."""
+    error_N: Tensor
+    """Detached squared error of every patch before weights, in flow or not (`Pack.flow_N`)."""
+    pi_logit_S: Tensor | None = None
+    """Detached logit of P(gap misses nothing); None where the objective counts nothing."""
+    rate_S: Tensor | None = None
+    """Detached lambda_nonzero; None where counts are not predicted."""
 
 
 class Objective(Protocol):

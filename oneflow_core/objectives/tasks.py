@@ -10,6 +10,9 @@ import numpy as np
 from oneflow_core.document import Document, ImageSegment, TextSegment
 from oneflow_core.flows.times import check_law
 
+TASKS = ("text", "text_to_image", "image_to_text", "concurrent", "interleaved", "instruction")
+"""What can be asked for, by name."""
+
 
 @dataclass(frozen=True)
 class TaskMixture:
@@ -63,6 +66,8 @@ class Task:
     """The text is given or absent: its clock stands at 1 and it has no loss."""
     reencoded: bool = False
     """Finished images are shown as features."""
+    name: str = ""
+    """One of `TASKS`; a dropped prompt does not change it."""
 
     @property
     def prompt_images(self) -> int:
@@ -84,12 +89,19 @@ def choose_task(document: Document, mixture: TaskMixture, rng: np.random.Generat
             parts[0] = Part(parts[0].text, -1, prompt=True)
         reencoded = mixture.reencoded > 0 and rng.random() < mixture.reencoded
     targets = [p for p in parts if not p.prompt]
+    name = document.kind if document.kind != "pair" else _pair_name(targets)
     if targets and len(targets) < len(parts) and rng.random() < mixture.prompt_dropout:
         parts = targets
     # Where no element is inserted, the text has no clock that images could share.
     if times != "interleaved" and all(p.prompt or p.image >= 0 for p in parts):
-        return Task(tuple(parts), "independent", text_clean=True, reencoded=reencoded)
-    return Task(tuple(parts), times, text_clean=False, reencoded=reencoded)
+        return Task(tuple(parts), "independent", text_clean=True, reencoded=reencoded, name=name)
+    return Task(tuple(parts), times, text_clean=False, reencoded=reencoded, name=name)
+
+
+def _pair_name(targets: Sequence[Part]) -> str:
+    if len(targets) > 1:
+        return "concurrent"
+    return "text_to_image" if all(part.image >= 0 for part in targets) else "image_to_text"
 
 
 def _parts(document: Document) -> Sequence[Part]:

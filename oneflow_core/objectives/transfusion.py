@@ -18,7 +18,7 @@ from oneflow_core.flows.schedule import Schedule
 from oneflow_core.layout import IMAGE, TOKEN, Elements
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.model.inputs import ModelOutputs
-from oneflow_core.objectives.canvas import Canvas, Copy, image_part, normaliser_shares
+from oneflow_core.objectives.canvas import Canvas, Copy, image_error, image_part, normaliser_shares
 from oneflow_core.objectives.config import ObjectiveConfig
 from oneflow_core.objectives.protocol import LossOutput, Normalisers
 from oneflow_core.objectives.tasks import choose_task
@@ -80,9 +80,11 @@ def score(
             "the pack carries no (slot, token) pairs; build it with oneflow_core.packing.collate"
         )
     tokens = (outputs.nll_K * pack.weight_K).sum() / max(normalisers["text"], 1.0)
-    parts = {"tokens": tokens, "image": image_part(outputs, pack, normalisers, config, model)}
+    error_N = image_error(outputs, pack, config, model)
+    parts = {"tokens": tokens, "image": image_part(error_N, pack, normalisers, config)}
     total = torch.stack(list(parts.values())).sum()
-    return LossOutput(total, {k: v.detach() for k, v in parts.items()}, outputs.nll_K.detach())
+    detached = {k: v.detach() for k, v in parts.items()}
+    return LossOutput(total, detached, outputs.nll_K.detach(), error_N.detach())
 
 
 def _read(clean: Elements, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "train-step": "workflows.bench.train_step:run",
     "sample": "workflows.bench.sample:run",
     "mfu": "workflows.bench.mfu:run",
+    "tracking": "workflows.bench.tracking:run",
     "packing": "workflows.bench.packing:run",
     "vocab-loss": "workflows.bench.vocab_loss:run",
     "targets": "workflows.bench.targets:run",

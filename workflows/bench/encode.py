@@ -24,11 +24,11 @@ import numpy as np
 
 from workflows.bench.captioned import write_tars
 from workflows.bench.child import Child
-from workflows.bench.mfu import DATA_SHEET
 from workflows.bench.result import Result
 from workflows.bench.tree_memory import watched
 from workflows.corpus.cluster import cluster, cpus
 from workflows.corpus.config import CorpusConfig
+from workflows.device_rate import device_name, sheet_rate
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
         "memory_ratio": heights[1] / heights[0],
         "gflop_per_image": flops / 1e9,
         "encoders": encoders,
-        "device": _name(device),
+        "device": device_name(device),
         "share_of_peak": _share(device, flops * median(rates)),
     }
     other = {"job_with_startup": whole, "loop_with_startup": bare}
@@ -201,11 +201,5 @@ def _flops(size: Size) -> float:
 
 def _share(device: str, rate: float) -> float | None:
     """Of the data sheet's bf16 rate; None where the device is not known."""
-    name = _name(device)
-    return next((rate / sheet for known, sheet in DATA_SHEET.items() if known in name), None)
-
-
-def _name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device != "cpu" else "cpu"
+    sheet = sheet_rate(device_name(device))
+    return rate / sheet if sheet else None

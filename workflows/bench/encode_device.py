@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.bench.flops import flop_counter
-from workflows.bench.mfu import DATA_SHEET
 from workflows.bench.result import Result
 from workflows.corpus.batch import Found, trial
 from workflows.corpus.config import CorpusConfig
 from workflows.corpus.frames import Frame
+from workflows.device_rate import device_name, sheet_rate
 
 NO_LIMIT = 1 << 62
 """Of memory: the device tells when there is no more."""
@@ -100,8 +100,8 @@ def _say(line: str) -> None:
 
 
 def _told(found: dict[str, Found], flops: dict[str, float], device: str) -> dict[str, Any]:
-    name = _name(device)
-    sheet = next((rate for known, rate in DATA_SHEET.items() if known in name), None)
+    name = device_name(device)
+    sheet = sheet_rate(name)
     best = {kind: max(told.rates.values()) for kind, told in found.items()}
     return {
         "device": name,
@@ -228,9 +228,3 @@ def _flops(model: Any, side: int) -> float:
 
 def _processes() -> int:
     return max(1, (os.cpu_count() or 2) - 2)
-
-
-def _name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device != "cpu" else "cpu"

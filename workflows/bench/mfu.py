@@ -1,13 +1,9 @@
 """How much of a machine's arithmetic a training step of a preset uses, on packed text-image pairs.
 
-FLOPs of a step: 6 for each parameter and token that it takes (blocks: all tokens; image adapters: patches; vocabulary
-head: gaps that miss something), and 12 x layers x width x n^2 for a document of n tokens: what the method needs,
-whatever is recomputed or padded. `mfu` is that by the time and by the rate of the data sheet, where the device is
-known; `ratio` is by the rate that a large matrix product reaches in the same run.
+FLOPs of a step are those that the method needs (`oneflow_core.flops`). `mfu` is that by the time and by the rate of the
+data sheet, where the device is known; `ratio` is by the rate that a large matrix product reaches in the same run.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from oneflow_core.flops import NeededFlops
 from oneflow_core.model import PRESETS, OneFlowModel
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Pack, collate
 from workflows.bench.random_documents import Ids, image, sample, text
 from workflows.bench.result import Result
-
-DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s of devices by a part of their names."""
+from workflows.device_rate import device_name, product_rate, sheet_rate, timed
 
 
 @dataclass(frozen=True)
@@ -62,36 +57,25 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
     best = min(found, key=lambda name: median(found[name]["seconds"]))
     peak = [product_rate(size.matrix, dtype, device) for _ in range(runs)]
     rates = found[best]["rates"]
-    sheet = next((rate for name, rate in DATA_SHEET.items() if name in _name(device)), None)
+    sheet = sheet_rate(device_name(device))
     extra = {
         "variant": best,
         "tokens_per_s": {n: median(f["tokens_per_s"]) for n, f in found.items()},
         "step_s": {n: median(f["seconds"]) for n, f in found.items()},
         "memory_gib": {n: f["memory_gib"] for n, f in found.items()},
         "mfu": median(rates) / sheet if sheet else None,
-        "device": _name(device),
+        "device": device_name(device),
         "preset": size.preset,
         "dtype": str(dtype),
     }
     return Result("mfu", "FLOP/s", rates, peak, ("torch",), extra)
 
 
-def needed_flops(model: OneFlowModel, pack: Pack) -> float:
-    """FLOPs of forward and backward that the method needs; see the module."""
-    config, inputs = model.config, pack.inputs
-    trunk = sum(p.numel() for p in model.backbone.parameters())
-    image = sum(p.numel() for part in (model.patches, model.image_head) for p in part.parameters())
-    head = model.heads.tokens.weight.numel()
-    lengths = inputs.attention.document_T.bincount().double()
-    linear = trunk * pack.tokens + image * len(inputs.patch_N) + head * len(inputs.logit_slot_R)
-    return 6.0 * linear + 12.0 * config.layers * config.width * float((lengths**2).sum())
-
-
 def _rates(
     model: OneFlowModel, objective: OneFlowObjective, packs: list[Pack], device: str
 ) -> dict[str, Any]:
     """FLOP/s and tokens per second of each step after two to warm up, and the most memory."""
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    optimiser, needed = torch.optim.AdamW(model.parameters(), 1e-4, fused=True), NeededFlops.of(model)
     seconds = []
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -102,37 +86,14 @@ def _rates(
             objective.loss(model, pack, objective.normalisers(pack)).total.backward()
             optimiser.step()
 
-        seconds.append(_timed(step, device))
-    timed = list(zip(packs[2:], seconds[2:], strict=True))
+        seconds.append(timed(step, device))
+    told = list(zip(packs[2:], seconds[2:], strict=True))
     return {
-        "rates": [needed_flops(model, pack) / s for pack, s in timed],
-        "tokens_per_s": [pack.tokens / s for pack, s in timed],
-        "seconds": [s for _, s in timed],
+        "rates": [needed.of_pack(pack) / s for pack, s in told],
+        "tokens_per_s": [pack.tokens / s for pack, s in told],
+        "seconds": [s for _, s in told],
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None,
     }
-
-
-def product_rate(side: int, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a square matrix product."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    _timed(lambda: a @ b, device)
-    repeats = 10
-
-    def products() -> None:
-        for _ in range(repeats):
-            torch.mm(a, b)
-
-    return 2 * side**3 * repeats / _timed(products, device)
-
-
-def _timed(act: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    act()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def _pack(objective: OneFlowObjective, size: Size, seed: int) -> Pack:
@@ -143,7 +104,3 @@ def _pack(objective: OneFlowObjective, size: Size, seed: int) -> Pack:
         for _ in range(size.tokens // (size.caption + side * side))
     ]
     return collate([objective.corrupt(d, rng) for d in documents])
-
-
-def _name(device: str) -> str:
-    return torch.cuda.get_device_name() if device != "cpu" else "cpu"

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from oneflow_core.flops import NeededFlops
 from oneflow_core.packing import Pack
-from workflows.bench.mfu import DATA_SHEET, needed_flops, product_rate
 from workflows.config import load
+from workflows.device_rate import device_name, product_rate, sheet_rate
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Progress, Trainer
 from workflows.training.materials import Materials, gather
@@ -120,7 +121,8 @@ def bare(corpus: str, steps: int) -> Callable[..., dict[str, float]]:
     batches = batches_of(config, materials, steps)
     model = materials.build_model(config.seed)
     tokens = sum(pack.tokens for packs in batches for pack in packs)
-    flops = sum(needed_flops(model, pack) for packs in batches for pack in packs) / tokens
+    needed = NeededFlops.of(model)
+    flops = sum(needed.of_pack(pack) for packs in batches for pack in packs) / tokens
     train = bare_loop(config, materials, model)
 
     def answer(asked: str) -> dict[str, float]:
@@ -185,7 +187,7 @@ class TimedTrainer(Trainer):
 
     def _train(self, packs: list[Pack]) -> None:
         self.tokens.append(sum(pack.tokens for pack in packs))
-        self.flops.append(sum(needed_flops(self.model, pack) for pack in packs))
+        self.flops.append(sum(NeededFlops.of(self.model).of_pack(pack) for pack in packs))
         super()._train(packs)
         self.ends.append(time.perf_counter())
 
@@ -198,8 +200,8 @@ def on_gpu(config: TrainConfig, root: str, skipped: int) -> dict[str, Any]:
     outcome = trainer.run()
     steps = _steps(trainer, skipped)
     tokens, flops = (sum(values[skipped:]) for values in (trainer.tokens, trainer.flops))
-    seconds, name = sum(steps), torch.cuda.get_device_name()
-    sheet = next((rate for key, rate in DATA_SHEET.items() if key in name), None)
+    seconds, name = sum(steps), device_name("cuda")
+    sheet = sheet_rate(name)
     ordered = sorted(steps)
     middle = ordered[len(ordered) // 2]
     return {

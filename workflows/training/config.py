@@ -248,14 +248,19 @@ class WatchSettings(Config):
 
     log_every: int = Field(20, ge=1)
     """Steps between metrics; each is a mean over these steps."""
+    detail: Literal["full", "basic"] = "full"
+    """full: also losses by time, norms by part of the network, FLOP/s, memory and the machine, and with the held-out
+    loss its parts by task and calibration. basic: without, for those who would measure what that costs."""
     heldout_every: int = Field(250, ge=1)
     """Steps between held-out losses of the averaged weights; the best one's weights are registered."""
     sample_every: int = Field(500, ge=1)
     """Steps between sample grids and insertion traces; each takes some seconds of the budget."""
     prompts: list[str] = Field(default_factory=list)
-    """Prompts of the sample grid, an image each; none: no samples."""
+    """Prompts of the sample grid, an image each; none: no samples and no length ratio."""
     captions: int = Field(4, ge=0)
     """Held-out images that are captioned beside the grid, with traces."""
+    length_captions: int = Field(32, ge=0)
+    """Held-out images whose captions tell the length ratio, those above among them; few say little."""
     sampler_steps: int = Field(16, ge=1)
     """Steps of the sampler for these samples."""
     profile: ProfileSettings | None = None

@@ -25,6 +25,7 @@ from workflows.training.attempts import Attempt
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
+from workflows.training.detail import Detail
 from workflows.training.faults import record_fault
 from workflows.training.guard import Guard
 from workflows.training.heldout import HeldOut
@@ -46,6 +47,15 @@ LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What was logged at a step: the run's metrics, the same on all ranks, and those of this worker alone."""
+
+    step: int
+    metrics: Mapping[str, float]
+    local: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Hooks:
     """Who is told what; all optional."""
 
@@ -57,6 +67,8 @@ class Hooks:
     """Each rank, at every step: whether the run is to end after it, with a checkpoint. One that says so is enough."""
     leaving: Callable[[], bool] = field(default=lambda: False)
     """All ranks, every `LOOK_S` seconds, with one answer: whether a checkpoint is wanted, as a node will go."""
+    logged: Callable[[Reading], None] = field(default=lambda _: None)
+    """All ranks, at every logged step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,7 @@ class Trainer:
         self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
-        self._meter = Meter(worker, config.data.tokens)
+        self._meter = Meter(worker, config.data.tokens, self._detail())
         self._guard = Guard(config.guard)
         self._watchdog = Watchdog(worker, root, config.compute.stall_timeout_s, tracker)
         self._profiler = Profiler(config.watch.profile, worker, root, tracker)
@@ -136,6 +148,11 @@ class Trainer:
         self._tell_progress()
         best = read_best(self.root) if self.worker.leads else None
         return Outcome(self.step, self._elapsed_s, best, self._latest, not self._done)
+
+    def _detail(self) -> Detail | None:
+        if self.config.watch.detail == "basic":
+            return None
+        return Detail(self.model, self.materials.objective, self.optimiser, self.worker, self.config.compute)
 
     @property
     def _done(self) -> bool:
@@ -186,7 +203,7 @@ class Trainer:
         )
         if self._guard.fault is None:
             for pack, out in passed:
-                self._meter.add(out.total, out.parts)
+                self._meter.add(pack, out)
                 self._pace.add(self.step, pack, out.nll_K)
             return self._meter.step(norm)
         self._meter.skip()
@@ -229,7 +246,7 @@ class Trainer:
             self._attempt.enter("evaluate")
             with phase("sample", self.step):
                 self._load_average()
-                self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
+                self._tell(self._gallery.show(self._whole, self._schedule, self.step, self._tracker))
         leaving = self._leaving() or self._stopping
         # Within a row of bad steps the newest checkpoint stays one from before it.
         if done or leaving or (self._save_is_due and not self._guard.streak):
@@ -256,6 +273,7 @@ class Trainer:
         if self.worker.leads:
             metrics |= self._attempt.goodput().metrics()
         self._tell(metrics)
+        self._hooks.logged(Reading(self.step, self._latest, self._meter.local))
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -273,6 +291,8 @@ class Trainer:
         self._load_average()
         metrics = self._heldout.loss(self._whole) if self._heldout else {}
         self._tell(metrics)
+        if self._heldout and self._tracker:
+            self._heldout.show(self.step, self._tracker)
         loss = metrics.get("heldout/loss")
         write_best(self.root, self.step, loss, self.optimiser.average, self._schedule)
 

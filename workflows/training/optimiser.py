@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from workflows.training.config import OptimiserSettings
+from workflows.training.groups import Groups
 from workflows.training.muon import Exchange
 from workflows.training.parallel import local
 
@@ -47,6 +48,9 @@ class Optimiser:
             kind: {n: torch.zeros_like(p.detach()) for n, p in self._named.items() if n in names}
             for kind, names in held.items()
         }
+        self.groups = Groups(list(self._named))
+        self.group_norms = torch.zeros(len(self.groups.names))
+        """Norms of the last gradient by `groups`, before clipping, over all ranks."""
         self.set_steps(0)
 
     @property
@@ -96,6 +100,13 @@ class Optimiser:
         averages = [local(t) for t in self._average.values()]
         torch._foreach_lerp_(averages, [p.detach() for p in self._local.values()], 1 - ema_decay)
 
+    @torch.no_grad()
+    def weight_norms(self) -> Tensor:
+        """Norms of the weights by `groups`. All ranks must call it."""
+        squares = self.groups.squares({name: p.detach() for name, p in self._local.items()})
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
     def _turn(self, lr: float) -> None:
         """Muon's step: p <- (1 - lr * decay) p - lr * direction(Nesterov momentum)."""
         pieces = [self._local[name].detach() for name in self._turned]
@@ -107,11 +118,11 @@ class Optimiser:
         torch._foreach_add_(pieces, steps, alpha=-lr)
 
     def _clip(self) -> Tensor:
-        grads = [p.grad for p in self._local.values() if p.grad is not None]
-        squares = torch.stack([n.square() for n in torch._foreach_norm(grads)]).sum()
+        grads = {name: p.grad for name, p in self._local.items() if p.grad is not None}
+        squares = self.groups.squares(grads)
         dist.all_reduce(squares)
-        norm = squares.sqrt()
-        torch._foreach_mul_(grads, (self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.group_norms, norm = squares.sqrt(), squares.sum().sqrt()
+        torch._foreach_mul_(list(grads.values()), (self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 

@@ -115,3 +115,12 @@ def summed(values: list[float]) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return [float(v) for v in total]
+
+
+def rows_of_all(worker: Worker, row: list[float]) -> list[list[float]]:
+    """`row` of every rank, in their order; all ranks must call it, with rows of one length."""
+    rows = torch.zeros(worker.world_size, len(row), dtype=torch.float64)
+    rows[worker.rank] = torch.tensor(row, dtype=torch.float64)
+    dist.all_reduce(rows)
+    told: list[list[float]] = rows.tolist()
+    return told

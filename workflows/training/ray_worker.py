@@ -14,6 +14,7 @@ import torch.distributed as dist
 from workflows.errors import UsageError
 from workflows.store_retries import RETRIES
 from workflows.training.config import TrainConfig
+from workflows.training.exporter import Exporter
 from workflows.training.failures import has_failed, write_failure
 from workflows.training.guard import Diverged
 from workflows.training.loop import Hooks
@@ -43,9 +44,17 @@ def work_under_ray(given: dict[str, Any]) -> None:
     root = run_root(config, given["key"])
     # The driver reached the store, so one that does not answer now is only away.
     RETRIES.expect_store()
-    hooks = Hooks(committed=_report, stopping=asked(given["stop"]), leaving=_leaving)
     try:
-        work(config, hooks, given["key"], begun=given["begun"], last=False)
+        with Exporter(config, given["key"], _rank()) as exporter:
+
+            def committed(pointer: Mapping[str, Any]) -> None:
+                exporter.committed(pointer)
+                _report(pointer)
+
+            hooks = Hooks(
+                committed=committed, stopping=asked(given["stop"]), leaving=_leaving, logged=exporter.logged
+            )
+            work(config, hooks, given["key"], begun=given["begun"], last=False)
     except LASTING as error:
         write_failure(root, dist.get_rank(), error)
         dist.destroy_process_group()
@@ -53,6 +62,12 @@ def work_under_ray(given: dict[str, Any]) -> None:
         # A peer that ended above closed its connections; this worker's error only follows from that.
         if not has_failed(root):
             raise
+
+
+def _rank() -> int:
+    import ray.train
+
+    return int(ray.train.get_context().get_world_rank())
 
 
 def _report(pointer: Mapping[str, Any]) -> None:

@@ -54,13 +54,15 @@ class Gallery:
         self._asked: list[_Shown] | None = None
         self._codec: LatentCodec | None = None
 
-    def show(self, model: OneFlowModel, schedule: str, step: int, tracker: Tracker | None) -> None:
+    def show(
+        self, model: OneFlowModel, schedule: str, step: int, tracker: Tracker | None
+    ) -> dict[str, float]:
         """Generate with `model`, by the kappa it was trained under, and log what came out; nothing without prompts.
 
-        All ranks must call it.
+        All ranks must call it; rank 0 gets the metrics of what was generated.
         """
         if not self._config.watch.prompts:
-            return
+            return {}
         if self._asked is None:
             self._asked = self._requests()
         rank, world = self._worker.rank, self._worker.world_size
@@ -74,10 +76,21 @@ class Gallery:
         mine = sampler.generate([shown.request for shown in self._asked[rank::world]], settings)
         parts: list[Any] = [None] * world
         dist.all_gather_object(parts, mine)
-        if tracker is None:
-            return
+        if rank:
+            return {}
         made: list[Generation] = [parts[i % world][i // world] for i in range(len(self._asked))]
-        self._log(list(zip(self._asked, made, strict=True)), step, tracker)
+        pairs = list(zip(self._asked, made, strict=True))
+        if tracker:
+            self._log(pairs[: len(self._config.watch.prompts) + self._config.watch.captions], step, tracker)
+        return self._lengths(pairs)
+
+    def _lengths(self, pairs: list[tuple[_Shown, Generation]]) -> dict[str, float]:
+        """Tokens of the captions by those of the true ones: insertion betrays itself here first (METHOD 7.2)."""
+        texts = [(shown, g) for shown, g in pairs if shown.request.target == "text"]
+        limit, encode = self._config.objective.max_text_tokens, self._materials.tokenizer.encode
+        real = sum(len(encode(shown.words)[:limit]) for shown, _ in texts)
+        ours = sum(len(s) for _, g in texts for s in g.segments if isinstance(s, tuple))
+        return {"samples/length_ratio": ours / real} if real else {}
 
     def _log(self, pairs: list[tuple[_Shown, Generation]], step: int, tracker: Tracker) -> None:
         latents = [g.segments[0] for shown, g in pairs if shown.request.target == "image"]
@@ -149,7 +162,7 @@ def _coloured(trace: Trace) -> str:
 
 def _pairs(config: TrainConfig, materials: Materials) -> list[Sample]:
     """The first image-text pairs with features that training does not read (where nothing is held out: any)."""
-    count, data = config.watch.captions, config.data
+    count, data = max(config.watch.captions, config.watch.length_captions), config.data
 
     def take(sample: Sample, rng: np.random.Generator) -> _Whole:
         if sample.document.kind != "pair" or not sample.features:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from oneflow_core.flops import NeededFlops
 from oneflow_core.model import PRESETS, OneFlowModel
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
@@ -22,7 +23,7 @@ def test_needed_flops_are_those_of_the_products() -> None:
     pack, model = mfu._pack(objective, SIZE, 0), OneFlowModel(dims)
     with flop_counter() as counter:
         objective.loss(model, pack, objective.normalisers(pack)).total.backward()
-    assert mfu.needed_flops(model, pack) == pytest.approx(counter.get_total_flops(), rel=0.06)
+    assert NeededFlops.of(model).of_pack(pack) == pytest.approx(counter.get_total_flops(), rel=0.06)
 
 
 def test_it_tells_the_contracts_keys() -> None:

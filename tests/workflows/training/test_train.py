@@ -18,7 +18,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from oneflow_core.pipeline import OneFlowPipeline
+from tests.infra.monitoring import RAYS
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from tests.workflows.training.scraping import check_a_run, scraped
 from workflows.errors import OneFlowError, UsageError
 from workflows.training import models
 from workflows.training.train import run
@@ -39,6 +41,7 @@ def ray_here(tracking: str) -> Iterator[None]:
         object_store_memory=200 << 20,
         log_to_driver=False,
         _temp_dir=str(TEMPORARY),
+        _system_config={"metrics_report_interval_ms": 300},
     )
     yield
     ray.shutdown()
@@ -119,13 +122,16 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "checkpoints", tracking, killed, over))
     killer.start()
     try:
-        report = run(config, say=said.append)
+        with scraped() as seen:
+            report = run(config, say=said.append)
     finally:
         over.set()
         killer.join()
 
     assert killed
     assert report.step == 60
+    check_a_run(seen, f"tiny-{report.run_key[:8]}", workers=2)
+    assert seen.keys() >= RAYS
     assert report.model and report.model.uri == "models:/tiny@candidate"
     client = MlflowClient(tracking)
     assert report.run_id

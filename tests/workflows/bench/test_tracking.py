@@ -1,0 +1,41 @@
+"""What tracking costs: the arithmetic over intervals, and the clock around what is added."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import pytest
+
+from workflows.bench.tracking import EVERY, _clocked, _result
+
+
+def test_the_overhead_is_the_median_of_pairs_and_its_parts_add_up() -> None:
+    off = [{"cpu_s": 10.0 * EVERY * slow, "wall_s": 1.0, "parts": {}} for slow in (1, 2, 1, 1, 3)]
+    shares = (0.01, 0.03, -0.02, 0.02, 0.5)
+    on = [
+        {
+            "cpu_s": interval["cpu_s"] * (1 + share),
+            "wall_s": 2.0,
+            "parts": {"a": 0.1 * EVERY, "delivery": 0.3 * EVERY},
+        }
+        for interval, share in zip(off, shares, strict=True)
+    ]
+    told = _result(on, off).to_json()
+    assert told["overhead"] == pytest.approx(0.02)
+    assert told["parts"] == pytest.approx({"a": 0.01, "delivery": 0.03})
+    assert told["accounted"] == pytest.approx(0.04)
+    assert told["overhead_quartiles"]["low"] < told["overhead"] < told["overhead_quartiles"]["high"]
+    assert told["wall_s"] == pytest.approx({"on": 2.0 / EVERY, "off": 1.0 / EVERY})
+
+
+def test_the_clock_counts_the_calls_own_work_and_not_its_waiting() -> None:
+    spent: dict[str, float] = defaultdict(float)
+
+    def work(loops: int) -> int:
+        time.sleep(0.2)
+        return sum(i * i for i in range(loops))
+
+    begun = time.thread_time()
+    assert _clocked(work, "work", spent)(300_000) == sum(i * i for i in range(300_000))
+    assert 0 < spent["work"] <= time.thread_time() - begun
