@@ -41,6 +41,10 @@ class RunSpec:
     key: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    first_tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags that are set where the run has none of that name: descriptions, which a person may have changed."""
+    experiment_tags: Mapping[str, str] = field(default_factory=dict)
+    first_experiment_tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +241,20 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 def _describe(session: _Session, spec: RunSpec) -> None:
     from mlflow.entities import Param
 
-    known = session.client.get_run(session.run_id).data.params
+    run = session.client.get_run(session.run_id)
+    known = run.data.params
     new = [Param(key, value) for key, value in spec.params.items() if key not in known]
     for start in range(0, len(new), PARAMS_A_CALL):
         session.client.log_batch(session.run_id, params=new[start : start + PARAMS_A_CALL])
-    _send_tags(session, spec.tags)
+    _send_tags(session, {**_unset(spec.first_tags, run.data.tags), **spec.tags})
+    held = session.client.get_experiment(run.info.experiment_id).tags
+    for key, value in {**_unset(spec.first_experiment_tags, held), **spec.experiment_tags}.items():
+        if held.get(key) != value:
+            session.client.set_experiment_tag(run.info.experiment_id, key, value)
+
+
+def _unset(tags: Mapping[str, str], held: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key not in held}
 
 
 def _send_tags(session: _Session, tags: Mapping[str, str]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
 from workflows.tracking import client_of
-from workflows.training.register import TAGS, WEIGHTS
+from workflows.training.identity import WEIGHTS
+from workflows.training.register import TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

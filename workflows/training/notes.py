@@ -1,0 +1,138 @@
+"""What MLflow's pages say in words (Markdown): of the experiment, the run, the registered model and its versions."""
+
+import shlex
+from collections.abc import Mapping
+
+from workflows.config import CONFIG_DIR, load
+from workflows.errors import UsageError
+from workflows.revision import DIRTY
+from workflows.tracking import COMMIT, flat_params
+from workflows.training.config import TrainConfig
+from workflows.training.identity import PARENTS, WEIGHTS, corpora_of
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a description; a person may edit it, so it is written once."""
+CHANGED = "oneflow.changed"
+"""What a run changed of the preset of its name."""
+PLACES = ("name", "tracking", "checkpoint", "registry", "compute", "watch")
+"""Sections of a config that do not say what is trained."""
+LONGEST = 12
+"""Keys that a description names."""
+
+
+def run_name(config: TrainConfig, key: str) -> str:
+    """The config's name and the beginning of the run's key: another run, another name."""
+    return f"{config.name}-{key[:6]}"
+
+
+def changes(config: TrainConfig) -> dict[str, str]:
+    """Dotted keys in which `config` differs from the preset of its name, or from the defaults, and its values.
+
+    Where it runs and how it is watched are left out.
+    """
+    before = _flat(_origin(config))
+    now = _flat(config)
+    return {k: v for k, v in now.items() if before.get(k) != v}
+
+
+def changed_line(config: TrainConfig) -> str:
+    """`changes` in one line, as --set takes them; "" for none."""
+    found = [f"{key}={value}" for key, value in changes(config).items()]
+    more = [f"and {len(found) - LONGEST} more"] if len(found) > LONGEST else []
+    return " ".join([*found[:LONGEST], *more])
+
+
+def experiment_note(experiment: str) -> str:
+    """Of an experiment with runs of `oneflow train`."""
+    return f"""Runs of `oneflow train`. Open **Shared views** for the preset of charts: loss by part, held-out loss,
+speed, gradient. Columns and charts of your own stay yours.
+
+    oneflow runs list --experiment {shlex.quote(experiment)}
+    oneflow runs compare RUN RUN --out comparison
+
+A run's name is its config's name and the first digits of its key; `oneflow.changed` says what it changed.
+"""
+
+
+def run_note(config: TrainConfig, key: str, tags: Mapping[str, str]) -> str:
+    """Of a run: what it trains on what, and the commands that train it again and compare it."""
+    changed = changed_line(config)
+    corpora = "\n".join(f"- corpus `{c.name}@{c.version}`: {c.url}" for c in corpora_of(tags))
+    origin = f"`{config.name}`" + (f" with `{changed}`" if changed else ", unchanged")
+    return f"""Objective **{config.objective.kind}**, {int(tags["oneflow.parameters"]):,} parameters, {origin}.
+
+{corpora}
+- run key `{key}`; checkpoints below `{config.checkpoint.url}/{key}`
+
+Train it again, in the same state of the code:
+
+{_again(key, config.name, tags[COMMIT])}
+
+Compare it with another: `oneflow runs compare {key} OTHER`
+"""
+
+
+def model_note(name: str, experiment: str) -> str:
+    """Of a registered model."""
+    return f"""A OneFlow model: reads and writes documents of text and images at once. Versions come from
+`oneflow train` in the experiment `{experiment}`; `@candidate` is the newest, `@champion` passed the gate.
+
+    oneflow generate models:/{name}@champion --prompt "a large red circle"
+    oneflow evaluate models:/{name}@candidate
+    oneflow serve models:/{name}@champion
+    oneflow models lineage models:/{name}@champion
+"""
+
+
+def version_note(config: TrainConfig, tags: Mapping[str, str], version: str, size: int) -> str:
+    """Of a version (NAME/NUMBER) of `size` bytes: how well it does, what it was made of, how to use and make it."""
+    loss, run_id = tags.get("oneflow.heldout_loss"), tags.get("oneflow.run_id")
+    measured = f"held-out loss **{loss}**, " if loss else ""
+    facts = [f"- run `{run_id}`, step {tags['oneflow.steps']}"] if run_id else []
+    facts += [f"- starts from `{tags[PARENTS[0]]}`"] if tags.get(PARENTS[0]) else []
+    facts += [
+        f"- corpus `{c.name}@{c.version}` ({c.url}), manifest `{c.manifest_sha256[:12]}`"
+        for c in corpora_of(tags)
+    ]
+    facts += [
+        f"- codec `{tags['oneflow.codec']}`, encoder `{tags['oneflow.encoder']}`",
+        f"- commit `{tags[COMMIT][:12]}`, config `{tags['oneflow.config_digest'][:12]}`",
+        f"- weights `{tags[WEIGHTS][:12]}`",
+    ]
+    again = f"\nTrain it again:\n\n{_again(run_id, config.name, tags[COMMIT])}\n" if run_id else ""
+    return f"""**{config.name}**: {int(tags["oneflow.parameters"]):,} parameters, objective {config.objective.kind},
+images of {config.registry.image_size} pixels, {measured}{size / 1e6:.1f} MB with tokenizer and encoders.
+
+{chr(10).join(facts)}
+
+    oneflow generate models:/{version} --prompt "a large red circle"
+    oneflow evaluate models:/{version}
+    oneflow serve models:/{version}
+    oneflow models lineage models:/{version}
+{again}
+`README.md` among its artifacts is its card.
+"""
+
+
+def _again(run: str, name: str, commit: str) -> str:
+    """The commands that train a run again, in the same state of the code."""
+    return f"""    git checkout {commit.removesuffix(DIRTY)}
+    oneflow runs show {run} --config > run.yaml
+    oneflow train run.yaml --set name={shlex.quote(name)}-again"""
+
+
+def _origin(config: TrainConfig) -> TrainConfig:
+    """The preset of the config's name, or else the defaults over what a config must name."""
+    if (CONFIG_DIR / "train" / f"{config.name}.yaml").is_file():
+        try:
+            found: TrainConfig = load("train", config.name)
+            return found
+        except UsageError:
+            pass
+    data = {"corpora": [c.model_dump() for c in config.data.corpora]}
+    return TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
+
+
+def _flat(config: TrainConfig) -> dict[str, str]:
+    tree = {k: v for k, v in config.model_dump(mode="json").items() if k not in PLACES}
+    return flat_params(tree)
