@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from workflows.errors import OneFlowError
+from workflows.errors import OneFlowError, Refused
 from workflows.output import AsJson, print_json
 
+MENDING = "restore what is gone, or train and register anew from what is there"
 models_app = typer.Typer(
     help="Registered models: list, promote, follow back to what they came from.", no_args_is_help=True
 )
@@ -100,20 +101,36 @@ def export(
 @models_app.command()
 def lineage(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    files: Annotated[bool, typer.Option("--files", help="List every source file.")] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write every source file there, as JSONL (any URL).")
+    ] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tree as a page there.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that each link is there and digests agree; exit 3 if not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """From a model back to its run, its corpora and the files that they were made from."""
-    from workflows.training.models import traced
+    """From a model back to its run, its corpora, their source files, and the model that it starts from."""
+    from workflows.lineage import chain, page, text
+    from workflows.lineage.verification import checked
+    from workflows.storage import put_atomic
+    from workflows.tracking_server import tracking_server
+    from workflows.training.models import MEND
 
-    line = traced(model)
-    run = line["run"]
-    typer.echo(
-        f"model   {line['name']} version {line['version']}, weights sha256 {line['weights_sha256'][:12]}"
-    )
-    typer.echo(f"run     {run['id']} ({run['name']}), commit {line['git_commit'][:12]}")
-    for corpus in line["corpora"]:
-        typer.echo(f"corpus  {corpus['name']}@{corpus['version']} {corpus['url']}")
-        for source in corpus["inputs"]:
-            typer.echo(f"input   {source['source']} {source['url']} sha256 {source['sha256'][:12]}")
+    with tracking_server(model, MEND) as client:
+        traced = chain.trace(client, model)
+        for line in text.lines(traced, files=files):
+            typer.echo(line)
+        checks = list(checked(client, traced, typer.echo)) if verify else []
+    if out is not None:
+        put_atomic(out, page.files_jsonl(traced))
+    if html is not None:
+        put_atomic(html, page.render(traced).encode())
     if as_json:
-        print_json(line)
+        print_json(traced.to_json(files=files) | {"checks": [check.to_json() for check in checks]})
+    if broken := [check for check in checks if not check.ok]:
+        told = "; ".join(f"{check.link}: {check.found}" for check in broken)
+        raise Refused(
+            f"the lineage of {model}", f"{len(broken)} of {len(checks)} links do not hold: {told}", MENDING
+        )

@@ -14,6 +14,8 @@ from workflows.training.materials import Materials
 CORPORA = "oneflow.corpora"
 """JSON: name, version, URL and manifest digest of every corpus."""
 LOCK = "oneflow.lock_sha256"
+CONFIG = "oneflow.config_digest"
+"""Of the config that trained, whose device is decided."""
 PARENTS = ("oneflow.parent_model", "oneflow.parent_weights_sha256")
 """Set on the run of a stage that starts from a registered model: models:/NAME/VERSION or a URL, and its weights."""
 WEIGHTS = "oneflow.weights_sha256"
@@ -43,7 +45,7 @@ def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
         COMMIT: git_commit(),
         LOCK: lock,
         "oneflow.lock_of": lock_of,
-        "oneflow.config_digest": digest(config),
+        CONFIG: digest(config),
         "oneflow.corpus_version": materials.corpus_version,
         CORPORA: json.dumps([asdict(CorpusRef.of(manifest)) for manifest in materials.manifests]),
         "oneflow.codec": _first(m.codec for m in materials.manifests),
@@ -67,8 +69,13 @@ def version_tags(made: Mapping[str, str], run: Mapping[str, str]) -> dict[str, s
 
     Who registers a model need not be who trained it.
     """
-    carried = (RUN_KEY, COMMIT, LOCK, "oneflow.lock_of", CORPORA, *PARENTS)
+    carried = (RUN_KEY, COMMIT, CONFIG, LOCK, "oneflow.lock_of", CORPORA, *PARENTS)
     return {**made, **{name: run[name] for name in carried if run.get(name)}}
+
+
+def config_path(config_digest: str) -> str:
+    """The artifact of a run that keeps the config of one attempt, whatever config goes on with the run later."""
+    return f"configs/{config_digest[:12]}.json"
 
 
 def corpora_of(tags: Mapping[str, str]) -> tuple[CorpusRef, ...]:

@@ -1,10 +1,9 @@
 """What MLflow's pages say in words (Markdown): of the experiment, the run, the registered model and its versions."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from workflows.config import CONFIG_DIR, load
-from workflows.errors import UsageError
+from workflows.config import load, presets
 from workflows.revision import DIRTY
 from workflows.tracking import COMMIT, flat_params
 from workflows.training.config import TrainConfig
@@ -13,7 +12,7 @@ from workflows.training.identity import PARENTS, WEIGHTS, corpora_of
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a description; a person may edit it, so it is written once."""
 CHANGED = "oneflow.changed"
-"""What a run changed of the preset of its name."""
+"""The preset that a run is nearest to, and what it changed of it."""
 PLACES = ("name", "tracking", "checkpoint", "registry", "compute", "watch")
 """Sections of a config that do not say what is trained."""
 LONGEST = 12
@@ -25,21 +24,25 @@ def run_name(config: TrainConfig, key: str) -> str:
     return f"{config.name}-{key[:6]}"
 
 
-def changes(config: TrainConfig) -> dict[str, str]:
-    """Dotted keys in which `config` differs from the preset of its name, or from the defaults, and its values.
+def changes(config: TrainConfig) -> tuple[str, dict[str, str]]:
+    """The preset that `config` is nearest to, and the dotted keys in which it differs, with its values.
 
-    Where it runs and how it is watched are left out.
+    The name of the preset is "" where the defaults are nearest. Where it runs and how it is watched are left out.
     """
-    before = _flat(_origin(config))
     now = _flat(config)
-    return {k: v for k, v in now.items() if before.get(k) != v}
+    found = []
+    for name, origin in _origins(config):
+        before = _flat(origin)
+        found.append((name, {key: value for key, value in now.items() if before.get(key) != value}))
+    return min(found, key=lambda pair: (len(pair[1]), pair[0] != config.name, pair[0]))
 
 
 def changed_line(config: TrainConfig) -> str:
-    """`changes` in one line, as --set takes them; "" for none."""
-    found = [f"{key}={value}" for key, value in changes(config).items()]
+    """`changes` in one line: the preset, then what --set takes; "" for a config of defaults."""
+    preset, keys = changes(config)
+    found = [f"{key}={value}" for key, value in keys.items()]
     more = [f"and {len(found) - LONGEST} more"] if len(found) > LONGEST else []
-    return " ".join([*found[:LONGEST], *more])
+    return " ".join([*filter(None, [preset]), *found[:LONGEST], *more])
 
 
 def experiment_note(experiment: str) -> str:
@@ -56,9 +59,8 @@ A run's name is its config's name and the first digits of its key; `oneflow.chan
 
 def run_note(config: TrainConfig, key: str, tags: Mapping[str, str]) -> str:
     """Of a run: what it trains on what, and the commands that train it again and compare it."""
-    changed = changed_line(config)
     corpora = "\n".join(f"- corpus `{c.name}@{c.version}`: {c.url}" for c in corpora_of(tags))
-    origin = f"`{config.name}`" + (f" with `{changed}`" if changed else ", unchanged")
+    origin = f"config `{changed_line(config)}`" if changed_line(config) else "a config of defaults"
     return f"""Objective **{config.objective.kind}**, {int(tags["oneflow.parameters"]):,} parameters, {origin}.
 
 {corpora}
@@ -121,16 +123,12 @@ def _again(run: str, name: str, commit: str) -> str:
     oneflow train run.yaml --set name={shlex.quote(name)}-again"""
 
 
-def _origin(config: TrainConfig) -> TrainConfig:
-    """The preset of the config's name, or else the defaults over what a config must name."""
-    if (CONFIG_DIR / "train" / f"{config.name}.yaml").is_file():
-        try:
-            found: TrainConfig = load("train", config.name)
-            return found
-        except UsageError:
-            pass
-    data = {"corpora": [c.model_dump() for c in config.data.corpora]}
-    return TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
+def _origins(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Every preset, and the defaults over what a config must name."""
+    for name in presets("train"):
+        yield name, load("train", name)
+    data = {"corpora": [corpus.model_dump() for corpus in config.data.corpora]}
+    yield "", TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
 
 
 def _flat(config: TrainConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from workflows.storage import read_json
 from workflows.tracking import COMMIT, RUN_KEY, client_of, find_run
 from workflows.training.best import Best, load_best
 from workflows.training.config import TrainConfig
-from workflows.training.identity import EXPORTED, LOCK, PARENTS, WEIGHTS, made_of, version_tags
+from workflows.training.identity import CONFIG, EXPORTED, LOCK, PARENTS, WEIGHTS, made_of, version_tags
 from workflows.training.materials import Materials
 from workflows.training.notes import model_note, version_note
 from workflows.training.worker import tracking_uri
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from oneflow_core.model_directory import ModelParts
 
 TAGS = ("oneflow.corpus_version", "oneflow.codec", "oneflow.config_digest", "oneflow.git_commit")
-ON_THE_CARD = ("oneflow.objective", LOCK, COMMIT, *PARENTS)
+ON_THE_CARD = ("oneflow.objective", COMMIT, CONFIG, LOCK, *PARENTS)
 
 
 @dataclass(frozen=True, slots=True)

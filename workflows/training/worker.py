@@ -12,7 +12,7 @@ from workflows.storage import join
 from workflows.tracking import DatasetRef, RunSpec, Tracker, flat_params
 from workflows.training.charts import view_tags
 from workflows.training.config import TrainConfig
-from workflows.training.identity import CorpusRef, run_tags
+from workflows.training.identity import CONFIG, CorpusRef, config_path, run_tags
 from workflows.training.loop import Hooks, Outcome, Progress, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.notes import CHANGED, NOTE, changed_line, experiment_note, run_name, run_note
@@ -72,7 +72,8 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
         totals = {**asdict(manifest.totals), "manifest_sha256": CorpusRef.of(manifest).manifest_sha256}
         url = join(manifest.base, "manifest.json")
         tracker.dataset(DatasetRef(manifest.name, manifest.version, url, totals))
-    tracker.json("config.json", config.model_dump(mode="json"))
+    for path in ("config.json", config_path(tags[CONFIG])):
+        tracker.json(path, config.model_dump(mode="json"))
     return tracker
 
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from oneflow_core.pipeline import OneFlowPipeline
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.errors import OneFlowError, UsageError
+from workflows.lineage.chain import trace
 from workflows.training import models
 from workflows.training.train import run
 
@@ -132,7 +133,7 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     [row] = models.listed()
     assert (row["name"], row["aliases"], row["run_id"]) == ("tiny", ["candidate"], report.run_id)
     assert models.promoted("models:/tiny@candidate", "champion")["before"] is None
-    line = models.traced("models:/tiny@champion")
+    line = trace(client, "models:/tiny@champion").to_json()
     assert line["corpora"][0]["version"] == "0" * 12
 
     begun = time.monotonic()
