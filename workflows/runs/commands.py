@@ -22,7 +22,7 @@ def list_runs(
 ) -> None:
     """The newest runs: name, experiment, state, step, held-out loss, and what each changed."""
     from workflows.runs.finding import experiments, newest
-    from workflows.runs.overview import HEAD, cells, row
+    from workflows.runs.overview import HEAD, cells, charts_url, row
     from workflows.runs.table import listed
     from workflows.tracking_server import tracking_server
 
@@ -31,8 +31,13 @@ def list_runs(
         rows = [row(run, names) for run in newest(client, list(names), most=limit)]
     for line in listed([HEAD, *(cells(found) for found in rows)]) if rows else ["no runs yet"]:
         typer.echo(line)
+    shown = {found["experiment"] for found in rows}
+    charts = {name: charts_url(number) for number, name in names.items() if name in shown}
+    for name, url in charts.items():
+        if url:
+            typer.echo(f"charts of {name}: {url}")
     if as_json:
-        print_json({"runs": rows})
+        print_json({"runs": rows, "charts": charts})
 
 
 @runs_app.command()

@@ -1,11 +1,13 @@
 """A run in one line of a list."""
 
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from workflows.runs.table import short
 from workflows.tracking import ATTEMPT, RUN_KEY
+from workflows.training.charts import view_path
 from workflows.training.notes import CHANGED
 
 if TYPE_CHECKING:
@@ -41,3 +43,9 @@ def cells(found: Mapping[str, Any]) -> list[str]:
     told = "-" if loss is None else f"{loss:.4f}"
     names = [found["name"], found["id"][:8], found["experiment"], status, began, str(found["step"]), told]
     return [*names, short(found["changed"], WIDE)]
+
+
+def charts_url(experiment_id: str, server: str | None = None) -> str | None:
+    """The address of the experiment's charts on `server` (MLFLOW_TRACKING_URI); None where it has no pages."""
+    server = server or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return f"{server.rstrip('/')}/{view_path(experiment_id)}" if server.startswith("http") else None

@@ -1,7 +1,7 @@
 """The preset of charts that MLflow's page of an experiment opens with: a shared view, kept as a tag of the experiment.
 
 MLflow 3 keeps a view as the tag `mlflow.sharedViewState.<key>`: JSON with a name, two times and the page's state,
-deflated and in base64. It is listed under "Shared views", and a link with `viewStateShareKey=<key>` opens it.
+deflated and in base64. The menu of views lists it, and a link with `viewStateShareKey=<key>` opens it.
 """
 
 import base64
@@ -15,32 +15,27 @@ TAG = f"mlflow.sharedViewState.{KEY}"
 WRITTEN_MS = 1_790_000_000_000
 """Both times of the view: fixed, so that equal views are equal tags."""
 RUNS_SHOWN = 20
+WORKFLOW = "workflowType=machine_learning"
+"""MLflow's pages begin with what is for agents and traces unless they are told."""
 
-SECTIONS: dict[str, dict[str, list[str]]] = {
-    "Held-out loss": {
-        "Held-out loss": ["heldout/loss"],
-        "Held-out text: cross-entropy": ["heldout/text/ce"],
-        "Held-out text: rate": ["heldout/text/rate"],
-        "Held-out image: squared error": ["heldout/image/mse"],
-    },
-    "Training loss and its parts": {
-        "Loss": ["train/loss"],
-        "Text: cross-entropy": ["train/text/ce"],
-        "Text: rate, above its least": ["train/text/rate_regret"],
-        "Text: complete or not": ["train/text/zero"],
-        "Image: squared error": ["train/image/mse"],
-    },
-    "Gradient and learning rate": {
-        "Gradient norm": ["train/grad_norm"],
-        "Learning rate": ["train/lr"],
-    },
-    "Speed": {
-        "Tokens per second": ["speed/tokens_per_s"],
-        "Seconds of a step": ["speed/step_s"],
-        "Share of time waiting for data": ["speed/data_wait"],
-    },
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Held-out loss: documents that training never reads": (
+        "heldout/loss",
+        "heldout/text/ce",
+        "heldout/text/rate_regret",
+        "heldout/image/mse",
+    ),
+    "Training loss and its parts": (
+        "train/loss",
+        "train/text/ce",
+        "train/text/rate_regret",
+        "train/text/zero",
+        "train/image/mse",
+    ),
+    "Gradient norm and learning rate": ("train/grad_norm", "train/lr"),
+    "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu"),
 }
-"""Section -> title of a chart -> its metrics."""
+"""Title of a section -> its charts, one a metric; MLflow titles a chart by its metric."""
 DIFFERENCES = "What differs"
 COLUMNS = (
     "attributes.`Created`",
@@ -57,23 +52,23 @@ COLUMNS = (
 
 
 def view_tags() -> dict[str, str]:
-    """The experiment's tag that holds the view."""
+    """The experiment's tags: the view, and that MLflow should show it as one of training runs."""
     packed = base64.b64encode(zlib.compress(json.dumps(_state()).encode(), 9)).decode()
     view = {"name": TITLE, "createdAt": WRITTEN_MS, "updatedAt": WRITTEN_MS, "state": f"deflate;{packed}"}
-    return {TAG: json.dumps(view)}
+    return {TAG: json.dumps(view), "mlflow.experimentKind": "custom_model_development"}
 
 
-def view_url(server: str, experiment_id: str) -> str:
-    """The address that opens the charts."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+def view_path(experiment_id: str) -> str:
+    """The part of the address, after the server's, that opens the charts."""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART&{WORKFLOW}"
 
 
 def _state() -> dict[str, Any]:
     sections = [*SECTIONS, DIFFERENCES]
     charts = [
-        _line(f"{KEY}-{s}-{c}", f"{KEY}-{s}", title, metrics)
-        for s, titled in enumerate(SECTIONS.values())
-        for c, (title, metrics) in enumerate(titled.items())
+        _line(f"{KEY}-{section}-{number}", f"{KEY}-{section}", metric)
+        for section, metrics in enumerate(SECTIONS.values())
+        for number, metric in enumerate(metrics)
     ]
     return {
         "orderByKey": "attributes.start_time",
@@ -113,11 +108,10 @@ def _card(uuid: str, section: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _line(uuid: str, section: str, title: str, metrics: list[str]) -> dict[str, Any]:
+def _line(uuid: str, section: str, metric: str) -> dict[str, Any]:
     return _card(uuid, section, "LINE") | {
-        "displayName": title,
-        "metricKey": metrics[0],
-        "selectedMetricKeys": metrics,
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
         "lineSmoothness": 0,
         "xAxisScaleType": "linear",
         "scaleType": "linear",

@@ -1,7 +1,7 @@
 """`oneflow train` and `oneflow models`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from workflows.errors import OneFlowError, Refused
 from workflows.output import AsJson, print_json
 
 MENDING = "restore what is gone, or train and register anew from what is there"
+if TYPE_CHECKING:
+    from workflows.training.config import TrainConfig
+
 models_app = typer.Typer(
     help="Registered models: list, promote, follow back to what they came from.", no_args_is_help=True
 )
@@ -33,13 +36,26 @@ def train(
     from workflows.config import load
     from workflows.training.train import run
 
-    report = run(load("train", config, overrides or []), resume=resume)
+    loaded = load("train", config, overrides or [])
+    report = run(loaded, resume=resume)
     loss = "" if report.best_loss is None else f", held-out loss {report.best_loss:.4f}"
     typer.echo(f"{report.step} steps in {report.elapsed_s:.0f} s; best after {report.best_step}{loss}")
     if report.model:
         typer.echo(f"registered: {report.model.uri} (version {report.model.version})")
+    _tell_charts(loaded, report.run_id)
     if as_json:
         print_json(asdict(report))
+
+
+def _tell_charts(config: "TrainConfig", run_id: str | None) -> None:
+    from workflows.runs.overview import charts_url
+    from workflows.tracking import client_of
+    from workflows.training.worker import tracking_uri
+
+    server = tracking_uri(config)
+    if server and server.startswith("http") and run_id:
+        experiment_id = client_of(server).get_run(run_id).info.experiment_id
+        typer.echo(f"charts: {charts_url(experiment_id, server)}")
 
 
 @models_app.command("list")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from workflows.config import load, presets
 from workflows.revision import DIRTY
 from workflows.tracking import COMMIT, flat_params
+from workflows.training.charts import TITLE, view_path
 from workflows.training.config import TrainConfig
 from workflows.training.identity import PARENTS, WEIGHTS, corpora_of
 
@@ -46,12 +47,14 @@ def changed_line(config: TrainConfig) -> str:
 
 
 def experiment_note(experiment: str) -> str:
-    """Of an experiment with runs of `oneflow train`."""
-    return f"""Runs of `oneflow train`. Open **Shared views** for the preset of charts: loss by part, held-out loss,
-speed, gradient. Columns and charts of your own stay yours.
+    """Of an experiment with runs of `oneflow train`; the tracker puts its number for {experiment_id}."""
+    return f"""Runs of `oneflow train`: **[open the charts]({view_path("{experiment_id}")})**, or choose
+*{TITLE}* in the menu of views.
 
-    oneflow runs list --experiment {shlex.quote(experiment)}
-    oneflow runs compare RUN RUN --out comparison
+```
+oneflow runs list --experiment {shlex.quote(experiment)}
+oneflow runs compare RUN RUN --out comparison
+```
 
 A run's name is its config's name and the first digits of its key; `oneflow.changed` says what it changed.
 """
@@ -79,10 +82,12 @@ def model_note(name: str, experiment: str) -> str:
     return f"""A OneFlow model: reads and writes documents of text and images at once. Versions come from
 `oneflow train` in the experiment `{experiment}`; `@candidate` is the newest, `@champion` passed the gate.
 
-    oneflow generate models:/{name}@champion --prompt "a large red circle"
-    oneflow evaluate models:/{name}@candidate
-    oneflow serve models:/{name}@champion
-    oneflow models lineage models:/{name}@champion
+```
+oneflow generate models:/{name}@champion --prompt "a large red circle"
+oneflow evaluate models:/{name}@candidate
+oneflow serve models:/{name}@champion
+oneflow models lineage models:/{name}@champion
+```
 """
 
 
@@ -107,10 +112,12 @@ images of {config.registry.image_size} pixels, {measured}{size / 1e6:.1f} MB wit
 
 {chr(10).join(facts)}
 
-    oneflow generate models:/{version} --prompt "a large red circle"
-    oneflow evaluate models:/{version}
-    oneflow serve models:/{version}
-    oneflow models lineage models:/{version}
+```
+oneflow generate models:/{version} --prompt "a large red circle"
+oneflow evaluate models:/{version}
+oneflow serve models:/{version}
+oneflow models lineage models:/{version}
+```
 {again}
 `README.md` among its artifacts is its card.
 """
@@ -118,9 +125,11 @@ images of {config.registry.image_size} pixels, {measured}{size / 1e6:.1f} MB wit
 
 def _again(run: str, name: str, commit: str) -> str:
     """The commands that train a run again, in the same state of the code."""
-    return f"""    git checkout {commit.removesuffix(DIRTY)}
-    oneflow runs show {run} --config > run.yaml
-    oneflow train run.yaml --set name={shlex.quote(name)}-again"""
+    return f"""```
+git checkout {commit.removesuffix(DIRTY)}
+oneflow runs show {run} --config > run.yaml
+oneflow train run.yaml --set name={shlex.quote(name)}-again
+```"""
 
 
 def _origins(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
