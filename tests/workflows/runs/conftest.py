@@ -14,7 +14,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", uri)
     found = MlflowClient(uri)
-    for name in ("tiny", "other", "lineage"):
+    for name in ("tiny", "other", "lineage", "notes"):
         found.create_experiment(name, artifact_location=str(directory / name))
     yield found
     patch.undo()

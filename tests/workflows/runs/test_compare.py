@@ -76,7 +76,7 @@ def test_list_names_runs_of_all_experiments_newest_first(runs: Ids) -> None:
     assert [r["step"] for r in listed] == [4, 4, 6]
     assert len({r["name"] for r in listed}) == 3
     assert {r["experiment"] for r in call("list", "--experiment", "other", "--json")["runs"]} == {"other"}
-    assert "known: Default, lineage, other, tiny" in call("list", "--experiment", "none", code=2)
+    assert "known: Default, lineage, notes, other, tiny" in call("list", "--experiment", "none", code=2)
 
 
 def test_a_run_is_found_by_id_beginning_name_config_and_key(client: MlflowClient, runs: Ids) -> None:
