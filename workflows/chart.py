@@ -86,10 +86,10 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers inside [low, high]."""
-    raw = (high - low) / 4
+    """Two to six round numbers inside [low, high]."""
+    raw = (high - low) / 5
     power = 10 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -18,6 +18,7 @@ TITLES: dict[Axis, str] = {
     "seconds": "over seconds of training",
 }
 GROUPS = ("heldout/", "train/")
+UNDRAWN = ("train/progress",)
 
 
 def render(comparison: Comparison) -> str:
@@ -42,7 +43,9 @@ def render(comparison: Comparison) -> str:
 
 def charts(records: Sequence[Record], axis: Axis) -> list[tuple[str, str]]:
     """Name and SVG of each metric that is compared; held-out losses first."""
-    names = {name for record in records for name in record.histories.points if name.startswith(GROUPS)}
+    names = {name for record in records for name in record.histories.points if name.startswith(GROUPS)} - {
+        *UNDRAWN
+    }
     found = []
     for name in sorted(names, key=lambda name: (name != FIRST, not name.startswith(GROUPS[0]), name)):
         curves = [Curve(r.name, r.histories.over(name, axis)) for r in records]

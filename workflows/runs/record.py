@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflows.config import flattened
 from workflows.runs.curves import STEP_S, TOKENS_PER_S, Histories, read
 from workflows.tracking import ATTEMPT, COMMIT, RUN_KEY
 from workflows.training.identity import CORPORA, LOCK, CorpusRef, config_path, corpora_of
@@ -125,7 +126,7 @@ def record_of(client: "MlflowClient", run: "Run") -> Record:
         began_ms=info.start_time,
         ended_ms=info.end_time,
         tags=data.tags,
-        config=flat(config_of(client, run)),
+        config=flattened(config_of(client, run)),
         corpora=_corpora(run),
         metrics=data.metrics,
         histories=read(client, info.run_id, wanted),
@@ -155,17 +156,6 @@ def pinned_config(client: "MlflowClient", run: "Run") -> str:
     for entry, ref in zip(given, corpora_of(run.data.tags), strict=False):
         entry["url"] = ref.url
     return yaml.safe_dump(tree, sort_keys=False)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A config by dotted key, lists by number; empty mappings and lists are values."""
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
-    found: dict[str, Any] = {}
-    for key, value in items:
-        name = f"{prefix}{key}"
-        inner = flat(value, f"{name}.") if isinstance(value, Mapping | list) and value else {}
-        found |= inner or {name: value}
-    return found
 
 
 def _nested(params: Mapping[str, str]) -> dict[str, Any]:

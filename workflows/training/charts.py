@@ -19,36 +19,29 @@ WORKFLOW = "workflowType=machine_learning"
 """MLflow's pages begin with what is for agents and traces unless they are told."""
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Held-out loss: documents that training never reads": (
-        "heldout/loss",
-        "heldout/text/ce",
-        "heldout/text/rate_regret",
-        "heldout/image/mse",
-    ),
+    "Held-out loss": ("heldout/loss", "heldout/text/ce", "heldout/image/mse"),
     "Training loss and its parts": (
         "train/loss",
         "train/text/ce",
+        "train/image/mse",
         "train/text/rate_regret",
         "train/text/zero",
-        "train/image/mse",
     ),
     "Gradient norm and learning rate": ("train/grad_norm", "train/lr"),
     "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu"),
 }
 """Title of a section -> its charts, one a metric; MLflow titles a chart by its metric."""
 DIFFERENCES = "What differs"
-COLUMNS = (
-    "attributes.`Created`",
-    "attributes.`Duration`",
-    "attributes.`Dataset`",
-    "metrics.`heldout/loss`",
-    "metrics.`train/loss`",
-    "metrics.`speed/tokens_per_s`",
-    "params.`objective.kind`",
-    "params.`optimiser.lr`",
-    "tags.`oneflow.changed`",
-    "tags.`oneflow.attempt`",
-)
+COLUMNS = {
+    "attributes.`Created`": 150,
+    "attributes.`Dataset`": 240,
+    "metrics.`heldout/loss`": 110,
+    "metrics.`train/loss`": 110,
+    "params.`objective.kind`": 120,
+    "params.`optimiser.lr`": 110,
+    "tags.`oneflow.changed`": 360,
+}
+"""Columns of the table, and their widths in pixels."""
 
 
 def view_tags() -> dict[str, str]:
@@ -77,6 +70,7 @@ def _state() -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "selectedColumns": list(COLUMNS),
         "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
         "runsHiddenMode": "FIRST_20_RUNS",
         "hideEmptyCharts": True,
         # Otherwise MLflow sorts sections by name, and ours would stand among those that it makes up.

@@ -1,18 +1,23 @@
 """What a run and a model version say of where they come from: tags in MLflow, and how they are read back."""
 
+import getpass
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from oneflow_core.data.manifest import Manifest
 from workflows.config import digest
-from workflows.revision import git_commit, lock_digest
+from workflows.revision import DIRTY, git_commit, lock_digest
 from workflows.tracking import COMMIT, RUN_KEY
 from workflows.training.config import TrainConfig
 from workflows.training.materials import Materials
 
 CORPORA = "oneflow.corpora"
 """JSON: name, version, URL and manifest digest of every corpus."""
+MANIFESTS = "oneflow.manifest_sha256"
+"""Those digests alone, in the order of oneflow.corpus_version: to search for."""
 LOCK = "oneflow.lock_sha256"
 CONFIG = "oneflow.config_digest"
 """Of the config that trained, whose device is decided."""
@@ -41,13 +46,15 @@ class CorpusRef:
 def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
     """What a run of `config`, and every version that comes of it, is made of: code, packages, data, encoders."""
     lock, lock_of = lock_digest()
+    refs = [CorpusRef.of(manifest) for manifest in materials.manifests]
     return {
         COMMIT: git_commit(),
         LOCK: lock,
         "oneflow.lock_of": lock_of,
         CONFIG: digest(config),
         "oneflow.corpus_version": materials.corpus_version,
-        CORPORA: json.dumps([asdict(CorpusRef.of(manifest)) for manifest in materials.manifests]),
+        CORPORA: json.dumps([asdict(ref) for ref in refs]),
+        MANIFESTS: "+".join(ref.manifest_sha256 for ref in refs),
         "oneflow.codec": _first(m.codec for m in materials.manifests),
         "oneflow.encoder": _first(m.encoder for m in materials.manifests),
         "oneflow.tokenizer": materials.tokenizer.digest,
@@ -61,7 +68,20 @@ def run_tags(config: TrainConfig, materials: Materials, device: str) -> dict[str
     import torch
 
     where = {"torch": torch.__version__, "device": device, "world_size": str(config.compute.workers)}
-    return made_of(config, materials) | {f"oneflow.{name}": value for name, value in where.items()}
+    made = made_of(config, materials)
+    return {**made, **{f"oneflow.{name}": value for name, value in where.items()}, **_shown(made[COMMIT])}
+
+
+def _shown(commit: str) -> dict[str, str]:
+    """Where MLflow's pages look for the program, its commit and its user."""
+    tags = {
+        "source.name": "oneflow train",
+        "source.type": "LOCAL",
+        "source.git.commit": commit.removesuffix(DIRTY),
+    }
+    with suppress(OSError, KeyError):
+        tags["user"] = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    return {f"mlflow.{name}": value for name, value in tags.items()}
 
 
 def version_tags(made: Mapping[str, str], run: Mapping[str, str]) -> dict[str, str]:
@@ -69,7 +89,7 @@ def version_tags(made: Mapping[str, str], run: Mapping[str, str]) -> dict[str, s
 
     Who registers a model need not be who trained it.
     """
-    carried = (RUN_KEY, COMMIT, CONFIG, LOCK, "oneflow.lock_of", CORPORA, *PARENTS)
+    carried = (RUN_KEY, COMMIT, CONFIG, LOCK, "oneflow.lock_of", CORPORA, MANIFESTS, *PARENTS)
     return {**made, **{name: run[name] for name in carried if run.get(name)}}
 
 

@@ -1,11 +1,13 @@
 """What MLflow's pages say in words (Markdown): of the experiment, the run, the registered model and its versions."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from workflows.config import load, presets
+from workflows.config import flattened, load, presets
 from workflows.revision import DIRTY
-from workflows.tracking import COMMIT, flat_params
+from workflows.tracking import COMMIT
 from workflows.training.charts import TITLE, view_path
 from workflows.training.config import TrainConfig
 from workflows.training.identity import PARENTS, WEIGHTS, corpora_of
@@ -25,7 +27,7 @@ def run_name(config: TrainConfig, key: str) -> str:
     return f"{config.name}-{key[:6]}"
 
 
-def changes(config: TrainConfig) -> tuple[str, dict[str, str]]:
+def changes(config: TrainConfig) -> tuple[str, dict[str, Any]]:
     """The preset that `config` is nearest to, and the dotted keys in which it differs, with its values.
 
     The name of the preset is "" where the defaults are nearest. Where it runs and how it is watched are left out.
@@ -41,15 +43,15 @@ def changes(config: TrainConfig) -> tuple[str, dict[str, str]]:
 def changed_line(config: TrainConfig) -> str:
     """`changes` in one line: the preset, then what --set takes; "" for a config of defaults."""
     preset, keys = changes(config)
-    found = [f"{key}={value}" for key, value in keys.items()]
+    found = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
     more = [f"and {len(found) - LONGEST} more"] if len(found) > LONGEST else []
     return " ".join([*filter(None, [preset]), *found[:LONGEST], *more])
 
 
 def experiment_note(experiment: str) -> str:
     """Of an experiment with runs of `oneflow train`; the tracker puts its number for {experiment_id}."""
-    return f"""Runs of `oneflow train`: **[open the charts]({view_path("{experiment_id}")})**, or choose
-*{TITLE}* in the menu of views.
+    return f"""Runs of `oneflow train`: **[open the charts]({view_path("{experiment_id}")})**.
+They are in the menu of views too, as *{TITLE}*.
 
 ```
 oneflow runs list --experiment {shlex.quote(experiment)}
@@ -140,6 +142,6 @@ def _origins(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     yield "", TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
 
 
-def _flat(config: TrainConfig) -> dict[str, str]:
-    tree = {k: v for k, v in config.model_dump(mode="json").items() if k not in PLACES}
-    return flat_params(tree)
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return flattened({section: value for section, value in tree.items() if section not in PLACES})
