@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
+from oneflow_core.data.manifest import Input
 from workflows.lineage.chain import ModelLink
 from workflows.training.identity import EXPORTED, WEIGHTS
+
+NAMES = tuple(field.name for field in fields(Input))
 
 
 def render(model: ModelLink) -> str:
@@ -31,6 +34,7 @@ def files_jsonl(model: ModelLink) -> bytes:
 def _rows(model: ModelLink) -> Iterator[dict[str, object]]:
     for corpus in model.corpora:
         into = {"model": model.uri, "corpus": f"{corpus.ref.name}@{corpus.ref.version}"}
-        yield from ({**into, **asdict(entry)} for entry in corpus.inputs())
+        for entry in corpus.inputs():
+            yield into | {name: getattr(entry, name) for name in NAMES}
     if model.parent:
         yield from _rows(model.parent)

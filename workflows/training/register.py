@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
     from oneflow_core.model_directory import ModelParts
 
-TAGS = ("oneflow.corpus_version", "oneflow.codec", "oneflow.config_digest", "oneflow.git_commit")
+TAGS = (
+    "oneflow.corpus_version",
+    "oneflow.codec",
+    "oneflow.config_digest",
+    "oneflow.git_commit",
+    "oneflow.objective",
+    "oneflow.parameters",
+    "oneflow.steps",
+    "oneflow.heldout_loss",
+    PARENTS[0],
+)
+"""What a list of versions tells of each."""
 ON_THE_CARD = ("oneflow.objective", COMMIT, CONFIG, LOCK, *PARENTS)
 
 

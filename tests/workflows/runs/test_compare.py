@@ -15,11 +15,14 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from oneflow_core.data.manifest import Manifest
+from oneflow_core.metrics.interval import Estimate
 from tests.workflows.runs.made import Logged, config_of, registered, tracked
 from tests.workflows.training.corpus import write_corpus
 from workflows.cli import app
 from workflows.config import load
 from workflows.errors import UsageError
+from workflows.evaluation.figures import Figure, Judged
+from workflows.evaluation.report import EvaluationReport
 from workflows.training.materials import gather
 
 FAST: Logged = {
@@ -144,6 +147,16 @@ def test_the_page_draws_every_run_in_every_chart_and_needs_no_network(runs: Ids,
         assert len([e for e in drawing.iter() if str(e.get("class")).startswith("line hue")]) == 3
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [r["id"] for r in data["runs"]] == list(runs)
+
+
+def test_evaluations_stand_beside_each_other(client: MlflowClient, runs: Ids) -> None:
+    for run_id, value, digest in ((runs[0], 0.5, "items"), (runs[1], 0.75, "others")):
+        figures = {"colour": Figure(Estimate(value, value, value, 4))}
+        report = EvaluationReport("shapes", digest, {}, figures, Judged((), (), (), ()), 1.0)
+        client.log_dict(run_id, report.to_json(), "evaluation/shapes/metrics.json")
+    found = call("compare", runs[0], runs[1], "--json")
+    assert found["evaluations"] == {"shapes: colour": [0.5, 0.75]}
+    assert "evaluation shapes: the runs were asked different items" in found["warnings"]
 
 
 def test_one_run_is_compared_with_nothing(runs: Ids) -> None:
