@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -90,6 +90,18 @@ def digest(config: Config) -> str:
     """SHA-256 (hex) of the resolved config; independent of the order of keys and of what was left to default."""
     tree = config.model_dump(mode="json")
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's values by dotted key, as --set names them; a list of plain values is one value."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    found: dict[str, Any] = {}
+    for key, value in items:
+        inner = isinstance(value, Mapping) or (
+            isinstance(value, list) and any(isinstance(v, Mapping) for v in value)
+        )
+        found |= flattened(value, f"{prefix}{key}.") if inner and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _read(kind: str, name_or_path: str) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class RunSpec:
     key: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    first_tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags that are set where the run has none of that name: descriptions, which a person may have changed."""
+    experiment_tags: Mapping[str, str] = field(default_factory=dict)
+    first_experiment_tags: Mapping[str, str] = field(default_factory=dict)
+    """The same of the experiment; {experiment_id} in a value stands for its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +277,26 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 def _describe(session: _Session, spec: RunSpec) -> None:
     from mlflow.entities import Param
 
-    known = session.client.get_run(session.run_id).data.params
+    run = session.client.get_run(session.run_id)
+    known = run.data.params
     new = [Param(key, value) for key, value in spec.params.items() if key not in known]
     for start in range(0, len(new), PARAMS_A_CALL):
         session.client.log_batch(session.run_id, params=new[start : start + PARAMS_A_CALL])
-    _send_tags(session, spec.tags)
+    _send_tags(session, {**_unset(spec.first_tags, run.data.tags), **spec.tags})
+    _describe_experiment(session, spec, run.info.experiment_id)
+
+
+def _describe_experiment(session: _Session, spec: RunSpec, number: str) -> None:
+    held = session.client.get_experiment(number).tags
+    first = _unset(spec.first_experiment_tags, held)
+    named = {key: value.replace("{experiment_id}", number) for key, value in first.items()}
+    for key, value in {**named, **spec.experiment_tags}.items():
+        if held.get(key) != value:
+            session.client.set_experiment_tag(number, key, value)
+
+
+def _unset(tags: Mapping[str, str], held: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key not in held}
 
 
 def _send_tags(session: _Session, tags: Mapping[str, str]) -> None:

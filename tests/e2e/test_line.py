@@ -130,9 +130,11 @@ def test_the_champion_loads_from_the_registry_and_makes_the_same_twice(made: Mad
 
 
 def test_the_version_carries_its_lineage(made: Made) -> None:
-    from workflows.training.models import traced
+    from mlflow import MlflowClient
 
-    line = traced(MODEL)
+    from workflows.lineage.chain import trace
+
+    line = trace(MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), MODEL).to_json()
     assert line["corpus_version"] == made.figures["corpus_version"]
     assert line["run"]["id"] == made.report.run_id
     assert re.fullmatch(r".+@[0-9a-f]{12}", line["codec"])

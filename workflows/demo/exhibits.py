@@ -8,7 +8,8 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from workflows.demo.report import Curve, Exhibit, ExhibitKind, Insertion, Metric, Part, Picture, Report
+from workflows.chart import Curve
+from workflows.demo.report import Exhibit, ExhibitKind, Insertion, Metric, Part, Picture, Report
 
 if TYPE_CHECKING:
     from oneflow_core.data.manifest import Manifest

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflows.demo.chart import line_chart
+from workflows.chart import line_chart
 from workflows.demo.report import Exhibit, Insertion, Part, Picture, Report
 
 SHADES = 9

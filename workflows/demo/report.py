@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from workflows.chart import Curve
+
 PAGE = "index.html"
 FIGURES = "report.json"
 
@@ -62,14 +64,6 @@ class Metric:
     interval: tuple[float, float] | None = None
     count: int | None = None
     group: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A metric's history: (step, value), steps increasing."""
-
-    name: str
-    points: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,16 @@
 """`oneflow train` and `oneflow models`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workflows.errors import OneFlowError, UsageError
+from workflows.errors import OneFlowError, Refused, UsageError
 from workflows.output import AsJson, print_json
+
+MENDING = "restore what is gone, or train and register anew from what is there"
+if TYPE_CHECKING:
+    from workflows.training.config import TrainConfig
 
 models_app = typer.Typer(
     help="Registered models: list, promote, follow back to what they came from.", no_args_is_help=True
@@ -38,11 +42,13 @@ def train(
 
     if replay:
         return _replay(config, overrides or [], replay, as_json)
-    report = run(load("train", config, overrides or []), resume=resume)
+    loaded = load("train", config, overrides or [])
+    report = run(loaded, resume=resume)
     loss = "" if report.best_loss is None else f", held-out loss {report.best_loss:.4f}"
     typer.echo(f"{report.step} steps in {report.elapsed_s:.0f} s; best after {report.best_step}{loss}")
     if report.model:
         typer.echo(f"registered: {report.model.uri} (version {report.model.version})")
+    _tell_charts(loaded, report.run_id)
     if as_json:
         print_json(asdict(report))
 
@@ -63,6 +69,17 @@ def _replay(config: str, overrides: list[str], url: str, as_json: bool) -> None:
         typer.echo(f"documents: {', '.join(pack.documents)}")
     if as_json:
         print_json(asdict(told))
+
+
+def _tell_charts(config: "TrainConfig", run_id: str | None) -> None:
+    from workflows.runs.overview import charts_url
+    from workflows.tracking import client_of
+    from workflows.training.worker import tracking_uri
+
+    server = tracking_uri(config)
+    if server and server.startswith("http") and run_id:
+        experiment_id = client_of(server).get_run(run_id).info.experiment_id
+        typer.echo(f"charts: {charts_url(experiment_id, server)}")
 
 
 @models_app.command("list")
@@ -154,20 +171,36 @@ def _copied(model: str, out: Path, half: bool) -> dict[str, str]:
 @models_app.command()
 def lineage(
     model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    files: Annotated[bool, typer.Option("--files", help="List every source file.")] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write every source file there, as JSONL (any URL).")
+    ] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tree as a page there.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that each link is there and digests agree; exit 3 if not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """From a model back to its run, its corpora and the files that they were made from."""
-    from workflows.training.models import traced
+    """From a model back to its run, its corpora, their source files, and the model that it starts from."""
+    from workflows.lineage import chain, page, text
+    from workflows.lineage.verification import checked
+    from workflows.storage import put_atomic
+    from workflows.tracking_server import tracking_server
+    from workflows.training.models import MEND
 
-    line = traced(model)
-    run = line["run"]
-    typer.echo(
-        f"model   {line['name']} version {line['version']}, weights sha256 {line['weights_sha256'][:12]}"
-    )
-    typer.echo(f"run     {run['id']} ({run['name']}), commit {line['git_commit'][:12]}")
-    for corpus in line["corpora"]:
-        typer.echo(f"corpus  {corpus['name']}@{corpus['version']} {corpus['url']}")
-        for source in corpus["inputs"]:
-            typer.echo(f"input   {source['source']} {source['url']} sha256 {source['sha256'][:12]}")
+    with tracking_server(model, MEND) as client:
+        traced = chain.trace(client, model)
+        for line in text.lines(traced, files=files):
+            typer.echo(line)
+        checks = list(checked(client, traced, typer.echo)) if verify else []
+    if out is not None:
+        put_atomic(out, page.files_jsonl(traced))
+    if html is not None:
+        put_atomic(html, page.render(traced).encode())
     if as_json:
-        print_json(line)
+        print_json(traced.to_json(files=files) | {"checks": [check.to_json() for check in checks]})
+    if broken := [check for check in checks if not check.ok]:
+        told = "; ".join(f"{check.link}: {check.found}" for check in broken)
+        raise Refused(
+            f"the lineage of {model}", f"{len(broken)} of {len(checks)} links do not hold: {told}", MENDING
+        )

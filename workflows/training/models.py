@@ -1,26 +1,25 @@
-"""The registry as people see it: what there is, which version an alias means, and where a version came from."""
+"""The registry as people see it: what there is, and which version an alias means."""
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.tracking import RUN_KEY, client_of
+from workflows.tracking import RUN_KEY
+from workflows.tracking_server import tracking_server
 from workflows.training.config import TrainConfig
-from workflows.training.register import TAGS, WEIGHTS
+from workflows.training.register import TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+MEND = "oneflow models list names what there is"
+
 
 def listed() -> list[dict[str, Any]]:
     """Versions of all registered models, by name and newest first."""
-    with _registry("the registered models") as client:
+    with tracking_server("the registered models", MEND) as client:
         models = {m.name: m for m in client.search_registered_models()}
         rows = [_row(v, models[v.name].aliases) for v in client.search_model_versions() if v.name in models]
     return sorted(rows, key=lambda row: (row["name"], -int(row["version"])))
@@ -28,8 +27,8 @@ def listed() -> list[dict[str, Any]]:
 
 def promoted(uri: str, alias: str) -> dict[str, Any]:
     """Point `alias` at the version that `uri` means; returns it and the version that had the alias before."""
-    with _registry(uri) as client:
-        version = _version(client, uri)
+    with tracking_server(uri, MEND) as client:
+        version = version_of(client, uri)
         before = dict(client.get_registered_model(version.name).aliases).get(alias)
         client.set_registered_model_alias(version.name, alias, version.version)
     return {
@@ -38,23 +37,6 @@ def promoted(uri: str, alias: str) -> dict[str, Any]:
         "alias": alias,
         "uri": f"models:/{version.name}@{alias}",
         "before": None if before is None else str(before),
-    }
-
-
-def traced(uri: str) -> dict[str, Any]:
-    """A version, its run, the corpora the run read, and what these were made from."""
-    with _registry(uri) as client:
-        version = _version(client, uri)
-        run = client.get_run(version.run_id) if version.run_id else None
-        given = [i.dataset for i in run.inputs.dataset_inputs] if run else []
-    tags = version.tags
-    return {
-        "name": version.name,
-        "version": str(version.version),
-        "weights_sha256": tags.get(WEIGHTS, ""),
-        **{name.removeprefix("oneflow."): tags.get(name, "") for name in TAGS},
-        "run": {"id": run.info.run_id if run else "", "name": run.info.run_name if run else ""},
-        "corpora": [_corpus(dataset) for dataset in given],
     }
 
 
@@ -68,7 +50,10 @@ def exported_run(run_id: str, out: Path, step: int | None, raw: bool) -> dict[st
     from workflows.training.materials import gather
     from workflows.training.worker import run_root
 
-    with _registry(f"run {run_id}") as client, TemporaryDirectory(prefix="oneflow-run-") as directory:
+    with (
+        tracking_server(f"run {run_id}", "name a run of oneflow train") as client,
+        TemporaryDirectory(prefix="oneflow-run-") as directory,
+    ):
         key = client.get_run(run_id).data.tags.get(RUN_KEY)
         if not key:
             raise OneFlowError(f"run {run_id}", f"it has no tag {RUN_KEY}", "name a run of oneflow train")
@@ -91,22 +76,8 @@ def _row(version: "ModelVersion", aliases: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _corpus(dataset: Any) -> dict[str, Any]:
-    """A run's dataset with the inputs that its manifest names; none of them where it cannot be read any more."""
-    from oneflow_core.data.manifest import Manifest, ManifestError
-
-    url = str(json.loads(dataset.source).get("uri", ""))
-    try:
-        inputs = [
-            {"source": i.source, "name": i.name, "url": i.url, "sha256": i.sha256}
-            for i in Manifest.load(url).inputs
-        ]
-    except (OSError, ManifestError):
-        inputs = []
-    return {"name": dataset.name, "version": dataset.digest, "url": url, "inputs": inputs}
-
-
-def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
+def version_of(client: "MlflowClient", uri: str) -> "ModelVersion":
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION means; UsageError where it is neither form."""
     rest = uri.removeprefix("models:/")
     name, at, alias = rest.partition("@")
     if at and name and alias:
@@ -117,17 +88,3 @@ def _version(client: "MlflowClient", uri: str) -> "ModelVersion":
             f"model {uri}", "no registered model", "write models:/NAME@ALIAS or models:/NAME/VERSION"
         )
     return client.get_model_version(name, number)
-
-
-@contextmanager
-def _registry(what: str) -> Iterator["MlflowClient"]:
-    """The client of MLFLOW_TRACKING_URI; what it raises inside becomes a OneFlowError about `what`."""
-    from mlflow.exceptions import MlflowException
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise OneFlowError(what, "MLFLOW_TRACKING_URI is not set", "oneflow stack up, or set it")
-    try:
-        yield client_of(uri)
-    except MlflowException as error:
-        raise OneFlowError(what, str(error), "oneflow models list names what there is") from error

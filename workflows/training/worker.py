@@ -4,21 +4,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import psutil
 import torch.distributed as dist
 
-from workflows.config import digest, load
-from workflows.revision import git_commit
+from workflows.config import load
 from workflows.storage import join
 from workflows.store_retries import make_patient
-from workflows.tracking import COMMIT, FAILURE, MAX_TAG, DatasetRef, RunSpec, Tracker, flat_params
+from workflows.tracking import FAILURE, MAX_TAG, DatasetRef, RunSpec, Tracker, flat_params
+from workflows.training.charts import view_tags
 from workflows.training.config import TrainConfig
+from workflows.training.identity import CONFIG, CorpusRef, config_path, run_tags
 from workflows.training.loop import Hooks, Outcome, Trainer
 from workflows.training.materials import Materials, gather
-from workflows.training.parallel import join_group
+from workflows.training.notes import CHANGED, NOTE, changed_line, experiment_note, run_name, run_note
+from workflows.training.parallel import device_type, join_group
 from workflows.training.progress import Progress, ProgressWriter, progress_line
 from workflows.training.stopping import signals
 
@@ -95,19 +97,25 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
     uri = tracking_uri(config)
     if not uri:
         return None
-    tags: Mapping[str, str] = {
-        COMMIT: git_commit(),
-        "oneflow.config_digest": digest(config),
-        "oneflow.corpus_version": materials.corpus_version,
-        "oneflow.parameters": str(sum(p.numel() for p in materials.build_model(0).parameters())),
-    }
+    tags = run_tags(config, materials, device_type(config.compute)) | {CHANGED: changed_line(config)}
     params = flat_params(config.model_dump(mode="json"))
-    tracker = Tracker(uri, RunSpec(config.tracking.experiment, config.name, key, params, tags))
+    spec = RunSpec(
+        config.tracking.experiment,
+        run_name(config, key),
+        key,
+        params,
+        tags,
+        first_tags={NOTE: run_note(config, key, tags)},
+        experiment_tags=view_tags(),
+        first_experiment_tags={NOTE: experiment_note(config.tracking.experiment)},
+    )
+    tracker = Tracker(uri, spec)
     for manifest in materials.manifests:
-        totals = {"samples": manifest.totals.samples, "images": manifest.totals.images}
+        totals = {**asdict(manifest.totals), "manifest_sha256": CorpusRef.of(manifest).manifest_sha256}
         url = join(manifest.base, "manifest.json")
         tracker.dataset(DatasetRef(manifest.name, manifest.version, url, totals))
-    tracker.json("config.json", config.model_dump(mode="json"))
+    for path in ("config.json", config_path(tags[CONFIG])):
+        tracker.json(path, config.model_dump(mode="json"))
     return tracker
 
 

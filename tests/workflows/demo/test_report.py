@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from workflows.demo import chart, page
-from workflows.demo.report import Curve, Exhibit, Insertion, Metric, Picture, Report, Stage, write
+from workflows import chart
+from workflows.chart import Curve
+from workflows.demo import page
+from workflows.demo.report import Exhibit, Insertion, Metric, Picture, Report, Stage, write
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

@@ -22,6 +22,7 @@ from tests.infra.monitoring import RAYS
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from tests.workflows.training.scraping import check_a_run, scraped
 from workflows.errors import OneFlowError, UsageError
+from workflows.lineage.chain import trace
 from workflows.training import models
 from workflows.training.train import run
 
@@ -150,7 +151,7 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     [row] = models.listed()
     assert (row["name"], row["aliases"], row["run_id"]) == ("tiny", ["candidate"], report.run_id)
     assert models.promoted("models:/tiny@candidate", "champion")["before"] is None
-    line = models.traced("models:/tiny@champion")
+    line = trace(client, "models:/tiny@champion").to_json()
     assert line["corpora"][0]["version"] == "0" * 12
     for raw, steps in ((False, None), (True, 50)):
         out = tmp_path / f"exported-{raw}"

@@ -1,0 +1,84 @@
+"""MLflow's own pages in a real browser: the preset of charts, the run's and the version's descriptions and tags."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import RunningStack
+from tests.workflows.runs.made import config_of, registered, tracked
+from tests.workflows.training.corpus import write_corpus
+from workflows.training.charts import SECTIONS, TITLE, view_path
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = shutil.which("chromium")
+EXPERIMENT = "pages"
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium; apt-get install chromium, as .ci/run does")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 1600, "height": 1600})
+        opened.set_default_timeout(PATIENCE_MS)
+        yield opened
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(stack: RunningStack, page: Page, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a server that holds a run with its version. `page` first: without a browser nothing is made."""
+    base = tmp_path_factory.mktemp("pages")
+    write_corpus(base / "corpus", shards=1, real=True)
+    config = config_of(base / "corpus", base / "checkpoints", EXPERIMENT, name="shown")
+    values = {step: 3.0 / step for step in range(1, 6)}
+    names = ("heldout/loss", "train/loss", "train/image/mse", "train/grad_norm", "speed/tokens_per_s")
+    tracked(config, {name: values for name in names})
+    registered(config)
+    return stack.env["MLFLOW_TRACKING_URI"]
+
+
+def test_the_link_opens_our_charts(server: str, page: Page) -> None:
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    page.goto(f"{server}/{view_path(experiment.experiment_id)}")
+    page.get_by_role("button", name=TITLE).wait_for()
+    for section in SECTIONS:
+        page.get_by_text(section).first.wait_for()
+    for metric in ("heldout/loss", "train/image/mse", "train/grad_norm"):
+        page.locator("[data-testid='experiment-view-compare-runs-card']").filter(
+            has_text=metric
+        ).first.wait_for()
+    link = page.get_by_role("link", name="open the charts").first
+    assert str(link.get_attribute("href")).endswith(view_path(experiment.experiment_id))
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name.startswith("shown-")
+    page.get_by_text(run.info.run_name).first.wait_for()
+
+
+def test_the_version_shows_what_it_was_made_from(server: str, page: Page) -> None:
+    (version,) = MlflowClient(server).search_model_versions(f"name = '{EXPERIMENT}'")
+    page.goto(f"{server}/#/models/{EXPERIMENT}/versions/{version.version}")
+    page.get_by_text(f"oneflow models lineage models:/{EXPERIMENT}/{version.version}").first.wait_for()
+    for name in ("oneflow.corpora", "oneflow.lock_sha256", "oneflow.git_commit"):
+        page.get_by_text(name).first.wait_for()
+    page.get_by_text(version.tags["oneflow.codec"]).first.wait_for()
+
+
+def test_the_run_shows_its_description(server: str, page: Page) -> None:
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    page.goto(f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}")
+    page.get_by_text("oneflow train run.yaml --set name=shown-again").first.wait_for()
+    page.get_by_text("oneflow.world_size").first.wait_for()

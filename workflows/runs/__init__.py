@@ -1,0 +1,1 @@
+"""Runs as people ask for them: listed, shown, and laid beside each other."""
