@@ -20,6 +20,20 @@ class ModelSettings(Config):
     llama: str | None = None
     """Directory of a Llama in Hugging Face's format whose trunk and embedding are the start; each worker must see it.
     Its dimensions must be those of the model, and data.tokenizer should be its own."""
+    start: str | None = None
+    """Model of ours whose weights are the start: models:/NAME@ALIAS, models:/NAME/VERSION, a directory or a URL.
+    Dimensions, tokenizer, codec and encoder must be its own; the size of images, the objective's options, optimiser
+    and data may differ. Its weights are part of the run: where the alias moves, the same config is another run."""
+    start_sha256: str | None = None
+    """SHA-256 of the weights of `start`, where no others will do; none: those that it has when the run begins."""
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "ModelSettings":
+        if self.llama and self.start:
+            raise ValueError(f"llama {self.llama} and start {self.start}: a run starts from one of them")
+        if self.start_sha256 and not self.start:
+            raise ValueError("start_sha256 without start: name the model that has these weights")
+        return self
 
 
 class MixtureSettings(Config):

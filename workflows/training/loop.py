@@ -33,6 +33,7 @@ from workflows.training.pace import Pace
 from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
+from workflows.training.start import load_start
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,9 @@ class Trainer:
     def _restore(self) -> None:
         restored = self._checkpoints.restore(self.optimiser.tensors())
         if restored is None:
+            if self.materials.start:
+                load_start(self.model, self.materials.start)
+                self.optimiser.begin_average()
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])
         self._elapsed_s = self._before_s

@@ -116,7 +116,9 @@ def _tags(
     config: TrainConfig, materials: Materials, parts: "ModelParts", best: Best, run_id: str | None
 ) -> dict[str, str]:
     values = (materials.corpus_version, parts.codec.id, digest(config), git_commit())
-    return {**dict(zip(TAGS, values, strict=True)), WEIGHTS: best.sha256, "oneflow.run_id": run_id or ""}
+    parent = materials.start.tags if materials.start else {}
+    tags = {**dict(zip(TAGS, values, strict=True)), WEIGHTS: best.sha256, "oneflow.run_id": run_id or ""}
+    return tags | parent
 
 
 def _known(client: "MlflowClient", name: str, best: Best) -> str | None:

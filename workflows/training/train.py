@@ -21,6 +21,7 @@ from workflows.training.progress import read_progress, watched
 from workflows.training.ray_worker import clear_failure, read_failure, work_under_ray
 from workflows.training.register import Registered, export_and_register
 from workflows.training.schedule import progress
+from workflows.training.start import Start, check_parent, pinned
 from workflows.training.worker import run_root, tracking_uri
 
 PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_", "ONEFLOW_")
@@ -62,7 +63,8 @@ def run(
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     begun = time.monotonic()
     materials = gather(config)
-    key = key_of_run(config, resume) if resume else materials.run_key
+    config = pinned(config, materials.start)
+    key = key_of_run(config, resume, materials.start) if resume else materials.run_key
     root = run_root(config, key)
     say(f"train: run {key}, corpus {materials.corpus_version}, {config.compute.workers} workers, {root}")
     if ended(config, root):
@@ -79,8 +81,8 @@ def run(
     return _report(config, materials, key, root, run_id, registered, (begun, trained, time.monotonic()))
 
 
-def key_of_run(config: TrainConfig, run_id: str) -> str:
-    """The key of an MLflow run; OneFlowError when it is none of ours."""
+def key_of_run(config: TrainConfig, run_id: str, start: Start | None = None) -> str:
+    """The key of an MLflow run; OneFlowError when it is none of ours, or began with other weights than `start`."""
     from mlflow.exceptions import MlflowException
 
     from workflows.tracking import RUN_KEY, client_of
@@ -91,6 +93,7 @@ def key_of_run(config: TrainConfig, run_id: str) -> str:
         raise OneFlowError(f"run {run_id}", str(error), "see the runs in MLflow") from error
     if RUN_KEY not in tags:
         raise OneFlowError(f"run {run_id}", f"it has no tag {RUN_KEY}", "name a run of oneflow train")
+    check_parent(start, tags)
     return str(tags[RUN_KEY])
 
 

@@ -15,6 +15,7 @@ from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Outcome, Progress, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.parallel import join_group
+from workflows.training.start import agreed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ FLUSH_S = 60.0
 def work(config: TrainConfig, hooks: Hooks | None = None, run_key: str | None = None) -> Outcome:
     """Train as this process's rank says. `run_key` continues another run than the one of this config."""
     worker = join_group(config.compute)
+    config = agreed(config, worker)
     materials = gather(config)
     key = run_key or materials.run_key
     tracker = open_tracker(config, materials, key) if worker.leads else None
@@ -58,6 +60,7 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
         "oneflow.config_digest": digest(config),
         "oneflow.corpus_version": materials.corpus_version,
         "oneflow.parameters": str(sum(p.numel() for p in materials.build_model(0).parameters())),
+        **(materials.start.tags if materials.start else {}),
     }
     params = flat_params(config.model_dump(mode="json"))
     tracker = Tracker(uri, RunSpec(config.tracking.experiment, config.name, key, params, tags))
