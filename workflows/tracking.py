@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 RUN_KEY = "oneflow.run_key"
 ATTEMPT = "oneflow.attempt"
 COMMIT = "oneflow.git_commit"
+PARENT_RUN = "mlflow.parentRunId"
 MAX_PARAM = 500
 PARAMS_A_CALL = 100
 METRICS_A_CALL = 500

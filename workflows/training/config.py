@@ -257,6 +257,8 @@ class RegistrySettings(Config):
     """Alias that the new version gets."""
     codec: str = "embedded"
     """Latent codec to ship: "embedded", a directory or a hub name; must be the one that encoded the corpus."""
+    codec_subfolder: str | None = None
+    """Where in it the codec lies, e.g. vae in the pipeline of SD3."""
     encoder: str = "embedded"
     """Understanding encoder to ship; must be the one whose features the corpus holds."""
     image_size: int = Field(64, ge=1)
@@ -272,6 +274,8 @@ class TrackingSettings(Config):
     """Experiment in MLflow."""
     uri: str | None = None
     """Tracking server; none: MLFLOW_TRACKING_URI, and no tracking where that is not set."""
+    parent_run: str | None = None
+    """Run under which this one is nested, as a sweep's trials are."""
 
 
 class TrainConfig(Config):

@@ -76,7 +76,7 @@ def export_parts(config: TrainConfig, materials: Materials, root: str, run_id: s
     best, weights = load_best(root)
     model = materials.build_model(config.seed)
     model.load_state_dict(weights)
-    codec = LatentCodec.from_pretrained(config.registry.codec)
+    codec = LatentCodec.from_pretrained(config.registry.codec, subfolder=config.registry.codec_subfolder)
     encoder = UnderstandingEncoder.from_pretrained(config.registry.encoder)
     _same("registry.codec", codec.id, {m.codec for m in materials.manifests})
     _same("registry.encoder", encoder.id, {m.encoder for m in materials.manifests})

@@ -4,9 +4,10 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from workflows.config import digest
 from workflows.corpus.holds import reading
@@ -50,12 +51,17 @@ class TrainReport:
 
 
 def run(
-    config: TrainConfig, *, resume: str | None = None, say: Callable[[str], None] | None = None
+    config: TrainConfig,
+    *,
+    resume: str | None = None,
+    say: Callable[[str], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrainReport:
     """Train, on the cluster of RAY_ADDRESS or a local one, export the best weights and register them.
 
     A run with the same key (config and corpus) is continued from its newest checkpoint. `resume` names an MLflow
-    run that is continued instead, whatever has changed in the config. `say` gets progress lines.
+    run that is continued instead, whatever has changed in the config. `say` gets progress lines. `callbacks` are
+    Ray Train's, and are told of every checkpoint.
 
     Raises:
         OneFlowError: the corpus, storage or cluster is not there, or workers failed more often than allowed.
@@ -73,7 +79,7 @@ def run(
         )
     else:
         with reading(materials.manifests), watched(root, say), _run_is_ended(config, key):
-            _fit(config, key, root)
+            _fit(config, key, root, callbacks)
     trained = time.monotonic()
     registered, run_id = export_and_register(config, materials, key, root)
     if registered:
@@ -115,7 +121,7 @@ def _run_is_ended(config: TrainConfig, key: str) -> Iterator[None]:
         raise
 
 
-def _fit(config: TrainConfig, key: str, root: str) -> None:
+def _fit(config: TrainConfig, key: str, root: str, callbacks: Sequence[Any]) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     from workflows.corpus.cluster import cluster
@@ -135,7 +141,7 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
             train_loop_config={
                 "config": settled.model_dump(mode="json"),
                 "key": key,
-                "environment": _environment(),
+                "environment": passed_environment(),
             },
             torch_config=TorchConfig(backend=BACKEND[settled.compute.device]),
             scaling_config=ScalingConfig(
@@ -148,6 +154,7 @@ def _fit(config: TrainConfig, key: str, root: str) -> None:
                 storage_path=path,
                 storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
                 failure_config=FailureConfig(max_failures=config.compute.max_failures),
+                callbacks=list(callbacks),
             ),
         )
         clear_failure(root)
@@ -174,7 +181,8 @@ def _settled(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"compute": compute.model_copy(update={"device": device})})
 
 
-def _environment() -> dict[str, str]:
+def passed_environment() -> dict[str, str]:
+    """What of this process's environment workers need, wherever they run."""
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
 
 

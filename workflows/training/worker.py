@@ -10,7 +10,7 @@ import torch.distributed as dist
 from workflows.config import digest, load
 from workflows.revision import git_commit
 from workflows.storage import join
-from workflows.tracking import COMMIT, DatasetRef, RunSpec, Tracker, flat_params
+from workflows.tracking import COMMIT, PARENT_RUN, DatasetRef, RunSpec, Tracker, flat_params
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Outcome, Progress, Trainer
 from workflows.training.materials import Materials, gather
@@ -61,6 +61,7 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
         "oneflow.corpus_version": materials.corpus_version,
         "oneflow.parameters": str(sum(p.numel() for p in materials.build_model(0).parameters())),
         **(materials.start.tags if materials.start else {}),
+        **({PARENT_RUN: config.tracking.parent_run} if config.tracking.parent_run else {}),
     }
     params = flat_params(config.model_dump(mode="json"))
     tracker = Tracker(uri, RunSpec(config.tracking.experiment, config.name, key, params, tags))
