@@ -49,6 +49,7 @@ def config(place: Path, corpus: str, name: str, **changes: Any) -> TrainConfig:
         "name": name,
         "compute__workers": 1,
         "budget__steps": 4,
+        "data__holdout": 0.2,
         "registry__name": name,
         "registry__codec": str(place / "pairs" / "codec"),
         "registry__encoder": str(place / "pairs" / "encoder"),
