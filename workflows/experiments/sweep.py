@@ -24,6 +24,7 @@ from workflows.training.worker import tracking_uri
 
 Say = Callable[[str], None]
 FLUSH_S = 60.0
+RESERVED_BYTES = 1 << 20
 
 
 def run(config: ExperimentConfig, *, say: Say | None = None) -> SweepReport:
@@ -103,9 +104,11 @@ def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say
         filesystem, path = open_fs(join(root, "tune"))
         given = {trial.number: (trial.config.model_dump(mode="json"), config.terms) for trial in trials}
         marks = Marks(trials, say)
-        # The workers of the training take the CPUs; what starts and awaits them takes none, so nothing can lock up.
+        # The workers of the training take the CPUs; what starts and awaits them takes none, so that nothing can lock
+        # up. Tune wants something reserved.
         trainable = tune.with_resources(
-            tune.with_parameters(train_trial, given=given, environment=passed_environment()), {"CPU": 0}
+            tune.with_parameters(train_trial, given=given, environment=passed_environment()),
+            {"memory": RESERVED_BYTES},
         )
         tuner = tune.Tuner(
             trainable,
@@ -127,13 +130,13 @@ def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say
         try:
             tuner.fit()
         finally:
-            _end_runs(trials)
+            _end_runs([trial for trial in trials if trial.number not in marks.failures])
             delete(join(root, "tune"), recursive=True)
     return marks.failures
 
 
 def _end_runs(trials: Sequence[Trial]) -> None:
-    """No run of a trial that is not at work any more goes on saying that it is running."""
+    """No run of a trial that was stopped or interrupted goes on saying that it is running."""
     for trial in trials:
         if trial.state != "finished" and trial.progress:
             settings = trial.config.tracking

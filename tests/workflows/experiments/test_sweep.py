@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,7 +54,8 @@ def test_a_killed_sweep_goes_on_and_its_runs_are_nested(ray_stack: RunningStack,
         deadline = time.monotonic() + 240
         while first.state != "finished" and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert first.state == "finished", (tmp_path / "output").read_text()
     assert second.state == "open"
