@@ -16,6 +16,7 @@ from workflows.demo.commands import demo
 from workflows.encoders.commands import encoders_app
 from workflows.errors import OneFlowError
 from workflows.evaluation.commands import evaluate
+from workflows.experiments.commands import experiment_app
 from workflows.runs.commands import runs_app
 from workflows.serving.commands import generate, serve
 from workflows.stack.commands import stack_app
@@ -35,6 +36,7 @@ app.add_typer(corpus_app, name="corpus")
 app.command()(train)
 app.add_typer(models_app, name="models")
 app.add_typer(runs_app, name="runs")
+app.add_typer(experiment_app, name="experiment")
 app.command()(evaluate)
 app.command()(submit)
 app.command()(bench)

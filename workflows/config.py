@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "evaluate": "workflows.evaluation.config:EvaluateConfig",
     "demo": "workflows.demo.config:DemoConfig",
     "stack": "workflows.stack.config:StackConfig",
+    "experiment": "workflows.experiments.config:ExperimentConfig",
     "job": "workflows.submit.config:JobConfig",
 }
 """Kind of config -> "module:Class" that validates it, imported when asked for."""

@@ -1,4 +1,4 @@
-"""Pictures of scenes: 64x64 RGB, anti-aliased, in integer arithmetic, so the same bytes on every machine."""
+"""Pictures of scenes: 64x64 RGB or a multiple, anti-aliased, in integers, so the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ STAR = ((0, -105), (26, -36), (100, -32), (42, 14), (62, 85), (0, 45))
 """Right half of the star's outline, in hundredths of the radius."""
 
 
-def render(scene: Scene) -> NDArray[np.uint8]:
-    """The scene's picture, uint8 [64, 64, 3]."""
-    image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+def render(scene: Scene, scale: int = 1) -> NDArray[np.uint8]:
+    """The scene's picture, uint8 [64 * scale, 64 * scale, 3]."""
+    image = np.empty((IMAGE_SIZE * scale, IMAGE_SIZE * scale, 3), np.uint8)
     image[:] = BACKGROUND
     for thing in scene:
-        top, left = cell_origin(thing.row, thing.col)
-        image[top : top + CELL, left : left + CELL] = patch(thing.shape, thing.colour, thing.size)
+        top, left = (scale * origin for origin in cell_origin(thing.row, thing.col))
+        cell = patch(thing.shape, thing.colour, thing.size, scale)
+        image[top : top + len(cell), left : left + len(cell)] = cell
     return image
 
 
@@ -49,9 +50,9 @@ def render_object(thing: Object) -> NDArray[np.uint8]:
 
 
 @cache
-def patch(shape: str, colour: str, size: str) -> NDArray[np.uint8]:
-    """The pixels of a cell that holds the object, uint8 [20, 20, 3], read-only."""
-    cover = coverage(shape, size).astype(np.int64)[..., None]
+def patch(shape: str, colour: str, size: str, scale: int = 1) -> NDArray[np.uint8]:
+    """The pixels of a cell that holds the object, uint8 [20 * scale, 20 * scale, 3], read-only."""
+    cover = coverage(shape, size, scale).astype(np.int64)[..., None]
     full = SUBPIXELS**2
     mixed = cover * np.array(RGB[colour]) + (full - cover) * np.array(BACKGROUND)
     pixels: NDArray[np.uint8] = ((mixed + full // 2) // full).astype(np.uint8)
@@ -60,13 +61,14 @@ def patch(shape: str, colour: str, size: str) -> NDArray[np.uint8]:
 
 
 @cache
-def coverage(shape: str, size: str) -> NDArray[np.uint8]:
-    """Sub-pixels of each pixel of a cell that the shape covers, 0 to 64, uint8 [20, 20], read-only."""
-    steps = 2 * np.arange(CELL * SUBPIXELS) + 1 - CELL * SUBPIXELS
-    unit = RADIUS[size] * 2 * SUBPIXELS
+def coverage(shape: str, size: str, scale: int = 1) -> NDArray[np.uint8]:
+    """Sub-pixels of each pixel of a cell that the shape covers, 0 to 64, uint8 [20 * scale, ...], read-only."""
+    side = CELL * scale
+    steps = 2 * np.arange(side * SUBPIXELS) + 1 - side * SUBPIXELS
+    unit = RADIUS[size] * scale * 2 * SUBPIXELS
     # In hundredths of the radius times `unit`, which keeps everything an integer.
     inside = _inside(shape, 100 * steps[None, :], 100 * steps[:, None], unit)
-    blocks = inside.reshape(CELL, SUBPIXELS, CELL, SUBPIXELS)
+    blocks = inside.reshape(side, SUBPIXELS, side, SUBPIXELS)
     counts: NDArray[np.uint8] = blocks.sum(axis=(1, 3)).astype(np.uint8)
     counts.flags.writeable = False
     return counts

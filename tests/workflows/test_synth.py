@@ -55,6 +55,25 @@ def test_questions_point_to_their_pictures(tmp_path: Path) -> None:
         assert scene is not None and answer(row["question"], scene) == row["answer"]
 
 
+def test_larger_pictures_show_the_same_scenes_under_the_same_words(tmp_path: Path) -> None:
+    synthesise(str(tmp_path / "small"), 10, 7)
+    synthesise(str(tmp_path / "large"), 10, 7, size=128)
+    small, large = (
+        list(webdataset.WebDataset(str(tmp_path / size / "captions-00000.tar"), shardshuffle=False))
+        for size in ("small", "large")
+    )
+    assert [s["txt"] for s in small] == [s["txt"] for s in large]
+    for sample in large:
+        about, pixels = json.loads(sample["json"]), _pixels(sample["png"])
+        assert pixels.shape == (128, 128, 3) and about["width"] == about["height"] == 128
+        shrunk = pixels.reshape(64, 2, 64, 2, 3).mean((1, 3)).round().astype(np.uint8)
+        assert str(read(shrunk)) == about["scene"]
+    with pytest.raises(UsageError, match="size=128"):
+        synthesise(str(tmp_path / "large"), 10, 7)
+    with pytest.raises(UsageError, match="no multiple of 64"):
+        synthesise(str(tmp_path / "odd"), 10, 7, size=100)
+
+
 def test_stories_follow(tmp_path: Path) -> None:
     synthesise(str(tmp_path), 40, 7, "stories")
     images = _images(tmp_path / "stories-00000.tar")

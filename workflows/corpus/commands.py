@@ -20,6 +20,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
     kind: Annotated[str, typer.Option(help="captions, vqa or stories.")] = "captions",
     split: Annotated[str, typer.Option(help="train, or heldout: what training never sees.")] = "train",
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels, a multiple of 64.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Write the procedural shapes corpus as ordinary webdataset tars and JSONL."""
@@ -30,7 +31,7 @@ def synth(
     def progress(done: int) -> None:
         typer.echo(f"{kind}: {done}/{documents} documents", err=True)
 
-    report = synthesise(out, documents, seed, kind, split, progress)  # type: ignore[arg-type]
+    report = synthesise(out, documents, seed, kind, split, progress, size=size)  # type: ignore[arg-type]
     done = "written" if report.wrote else "already there, nothing to do"
     typer.echo(f"{report.documents} {kind} at {report.url}: {done}")
     if as_json:

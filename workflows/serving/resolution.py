@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from oneflow_core.model_directory import INDEX
@@ -20,28 +21,58 @@ def resolve(url: str, into: Path) -> Mapping[str, str]:
     Raises:
         ModelSourceError: no such model, version or alias, a server that does not answer, or no model of ours.
     """
+    name, version, run_id = version_of(url)
+    with _explained(url):
+        _download(f"{SCHEME}{name}/{version}", into)
+    return {"name": name, "version": version, "run_id": run_id}
+
+
+def version_of(url: str) -> tuple[str, str, str]:
+    """(name, version, run's id) of the version that `url` means now.
+
+    Raises:
+        ModelSourceError: as for `resolve`.
+    """
     name, version, alias = parse(url)
     server = os.environ.get("MLFLOW_TRACKING_URI")
     if not server:
         raise ModelSourceError(f"model {url}: MLFLOW_TRACKING_URI is not set; set it, or oneflow stack up")
-    from mlflow.exceptions import MlflowException
-
     from workflows.tracking import client_of
 
-    try:
+    with _explained(url):
         client = client_of(server)
         found = (
             client.get_model_version_by_alias(name, alias)
             if alias
             else client.get_model_version(name, version)
         )
-        _download(f"{SCHEME}{name}/{found.version}", into)
+    return name, str(found.version), found.run_id or ""
+
+
+def fetch_file(url: str, path: str, into: Path) -> Path:
+    """One file of a version's directory, by its path in it, downloaded into `into`; the rest is not fetched.
+
+    Raises:
+        ModelSourceError: as for `resolve`, or the version has no such file.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with _explained(url):
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(artifact_uri=f"{url}/{path}", dst_path=str(into)))
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except (MlflowException, OSError) as error:
         raise ModelSourceError(
             f"model {url}: {' '.join(str(error).split())[:300]}; check MLFLOW_TRACKING_URI and the registered "
             'models ("oneflow stack status" names the server)'
         ) from error
-    return {"name": name, "version": str(found.version), "run_id": found.run_id or ""}
 
 
 def parse(url: str) -> tuple[str, str, str]:

@@ -20,6 +20,20 @@ class ModelSettings(Config):
     llama: str | None = None
     """Directory of a Llama in Hugging Face's format whose trunk and embedding are the start; each worker must see it.
     Its dimensions must be those of the model, and data.tokenizer should be its own."""
+    start: str | None = None
+    """Model of ours whose weights are the start: models:/NAME@ALIAS, models:/NAME/VERSION, a directory or a URL.
+    Dimensions, tokenizer, codec and encoder must be its own; the size of images, the objective's options, optimiser
+    and data may differ. Its weights are part of the run: where the alias moves, the same config is another run."""
+    start_sha256: str | None = None
+    """SHA-256 of the weights of `start`, where no others will do; none: those that it has when the run begins."""
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "ModelSettings":
+        if self.llama and self.start:
+            raise ValueError(f"llama {self.llama} and start {self.start}: a run starts from one of them")
+        if self.start_sha256 and not self.start:
+            raise ValueError("start_sha256 without start: name the model that has these weights")
+        return self
 
 
 class MixtureSettings(Config):
@@ -306,6 +320,8 @@ class RegistrySettings(Config):
     """Alias that the new version gets."""
     codec: str = "embedded"
     """Latent codec to ship: "embedded", a directory or a hub name; must be the one that encoded the corpus."""
+    codec_subfolder: str | None = None
+    """Where in it the codec lies, e.g. vae in the pipeline of SD3."""
     encoder: str = "embedded"
     """Understanding encoder to ship; must be the one whose features the corpus holds."""
     image_size: int = Field(64, ge=1)
@@ -321,6 +337,8 @@ class TrackingSettings(Config):
     """Experiment in MLflow."""
     uri: str | None = None
     """Tracking server; none: MLFLOW_TRACKING_URI, and no tracking where that is not set."""
+    parent_run: str | None = None
+    """Run under which this one is nested, as a sweep's trials are."""
 
 
 class TrainConfig(Config):

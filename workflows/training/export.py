@@ -99,7 +99,7 @@ def export_parts(
     from oneflow_core.encoders.understanding import UnderstandingEncoder
     from oneflow_core.model_directory import ModelDirectoryError, ModelParts
 
-    codec = LatentCodec.from_pretrained(config.registry.codec)
+    codec = LatentCodec.from_pretrained(config.registry.codec, subfolder=config.registry.codec_subfolder)
     encoder = UnderstandingEncoder.from_pretrained(config.registry.encoder)
     _same("registry.codec", codec.id, {m.codec for m in materials.manifests})
     _same("registry.encoder", encoder.id, {m.encoder for m in materials.manifests})

@@ -9,8 +9,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError
 from workflows.storage import delete, join, open_fs
@@ -30,8 +30,17 @@ SHORT_S = 60.0
 """Seconds between lines that say that the cluster is too small."""
 
 
-def fit(config: TrainConfig, key: str, root: str, begun: float, say: Callable[[str], None]) -> int | None:
+def fit(
+    config: TrainConfig,
+    key: str,
+    root: str,
+    begun: float,
+    say: Callable[[str], None],
+    callbacks: Sequence[Any] = (),
+) -> int | None:
     """Train under Ray until the budget is used up; the number of the signal that stopped it before, or None.
+
+    `callbacks` are Ray Train's.
 
     Raises:
         OneFlowError: workers failed more often than allowed without a step that was committed, or for good.
@@ -41,7 +50,7 @@ def fit(config: TrainConfig, key: str, root: str, begun: float, say: Callable[[s
     from workflows.corpus.cluster import cluster
 
     with cluster():
-        fitting = _Fitting(_settled(config), key, root, begun, say)
+        fitting = _Fitting(_settled(config), key, root, begun, say, callbacks)
         clear_failure(root)
         try:
             return fitting.run()
@@ -51,8 +60,15 @@ def fit(config: TrainConfig, key: str, root: str, begun: float, say: Callable[[s
 
 class _Fitting:
     def __init__(
-        self, config: TrainConfig, key: str, root: str, begun: float, say: Callable[[str], None]
+        self,
+        config: TrainConfig,
+        key: str,
+        root: str,
+        begun: float,
+        say: Callable[[str], None],
+        callbacks: Sequence[Any],
     ) -> None:
+        self._callbacks = callbacks
         self._config, self._key, self._root, self._begun, self._say = config, key, root, begun, say
         self._name = secrets.token_hex(4)
         self._signal: int | None = None
@@ -94,7 +110,7 @@ class _Fitting:
 
     def _attempt(self) -> None:
         try:
-            _trainer(self._config, self._key, self._root, self._begun, self._name).fit()
+            _trainer(self._config, self._key, self._root, self._begun, self._name, self._callbacks).fit()
         except BaseException as error:
             self._error = error
 
@@ -121,7 +137,9 @@ class _Fitting:
             )
 
 
-def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) -> "TorchTrainer":
+def _trainer(
+    config: TrainConfig, key: str, root: str, begun: float, name: str, callbacks: Sequence[Any]
+) -> "TorchTrainer":
     import pyarrow.fs
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -139,7 +157,7 @@ def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) 
             "key": key,
             "begun": begun,
             "stop": name,
-            "environment": _environment(),
+            "environment": passed_environment(),
         },
         torch_config=TorchConfig(backend=BACKEND[compute.device], timeout_s=round(group_timeout_s(compute))),
         scaling_config=ScalingConfig(
@@ -152,6 +170,7 @@ def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) 
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
             failure_config=FailureConfig(max_failures=compute.max_failures),
+            callbacks=list(callbacks),
         ),
     )
 
@@ -168,5 +187,6 @@ def _settled(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"compute": compute.model_copy(update={"device": device})})
 
 
-def _environment() -> dict[str, str]:
+def passed_environment() -> dict[str, str]:
+    """What of this process's environment workers need, wherever they run."""
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED)}

@@ -63,6 +63,7 @@ def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
         "oneflow.codec": _first(m.codec for m in materials.manifests),
         "oneflow.encoder": _first(m.encoder for m in materials.manifests),
         "oneflow.tokenizer": materials.tokenizer.digest,
+        **(materials.start.tags if materials.start else {}),
         "oneflow.objective": config.objective.kind,
         "oneflow.parameters": str(sum(p.numel() for p in shapes.parameters())),
     }

@@ -38,6 +38,7 @@ from workflows.training.profiler import Profiler
 from workflows.training.progress import Progress
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
+from workflows.training.start import load_start
 from workflows.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -321,6 +322,9 @@ class Trainer:
     def _restore(self) -> None:
         restored = self._checkpoints.restore(self.optimiser.tensors())
         if restored is None:
+            if self.materials.start:
+                load_start(self.model, self.materials.start)
+                self.optimiser.begin_average()
             self._attempt.go_on(0, None)
             return
         self.step, self._before_s = restored.step, float(restored.state["elapsed_s"])

@@ -25,6 +25,7 @@ from oneflow_core.packing import Example, Pack, collate
 from oneflow_core.tokenizer import Tokenizer
 from workflows.errors import OneFlowError, UsageError
 from workflows.training.config import DataSettings, ObjectiveSettings, TrainConfig
+from workflows.training.start import Needs, Start, find_start
 
 RUN_SECTIONS = ("seed", "model", "objective", "optimiser", "budget", "ema")
 """What, beside the data, makes a run the run it is: machines, watching and places may change while it goes on."""
@@ -55,6 +56,8 @@ class Materials:
     run_key: str
     llama: str | None = None
     """Directory of the Llama that the trunk starts from."""
+    start: Start | None = None
+    """Model of ours that the weights start from; `load_start` copies them where no checkpoint is restored."""
 
     @property
     def corpus_version(self) -> str:
@@ -114,7 +117,8 @@ def gather(config: TrainConfig) -> Materials:
 
     Raises:
         OneFlowError: a corpus that is not there or not valid.
-        UsageError: corpora that differ in codec or encoder, or dimensions that the network does not have.
+        UsageError: corpora that differ in codec or encoder, dimensions that the network does not have, or a model to
+            start from that does not fit.
     """
     manifests = tuple(_manifest(corpus.url) for corpus in config.data.corpora)
     tokenizer = Tokenizer.from_pretrained(config.data.tokenizer)
@@ -125,8 +129,9 @@ def gather(config: TrainConfig) -> Materials:
         except LlamaError as error:
             raise UsageError("model.llama", str(error), "or leave it out, to start from scratch") from None
     objective = build_objective(objective_config(config.objective), model_config, tokenizer)
-    key = _run_key(config, manifests, tokenizer)
-    return Materials(manifests, tokenizer, model_config, objective, key, config.model.llama)
+    start = find_start(config.model, Needs(model_config, tokenizer, manifests))
+    key = _run_key(config, manifests, tokenizer, start)
+    return Materials(manifests, tokenizer, model_config, objective, key, config.model.llama, start)
 
 
 def objective_config(settings: ObjectiveSettings) -> ObjectiveConfig:
@@ -173,8 +178,12 @@ def _common(what: str, pairs: list[tuple[str | None, Any]]) -> Any:
     return next(iter(held))[1] if held else None
 
 
-def _run_key(config: TrainConfig, manifests: tuple[Manifest, ...], tokenizer: Tokenizer) -> str:
+def _run_key(
+    config: TrainConfig, manifests: tuple[Manifest, ...], tokenizer: Tokenizer, start: Start | None
+) -> str:
     tree: Mapping[str, Any] = config.model_dump(mode="json")
+    for name in ("start", "start_sha256"):
+        del tree["model"][name]
     data = {name: tree["data"][name] for name in STREAM if name != "corpora"}
     weights = [corpus["weight"] for corpus in tree["data"]["corpora"]]
     parts = {
@@ -183,5 +192,6 @@ def _run_key(config: TrainConfig, manifests: tuple[Manifest, ...], tokenizer: To
         "data": data,
         "corpora": [[m.name, m.version, weight] for m, weight in zip(manifests, weights, strict=True)],
         "tokenizer": tokenizer.digest,
+        **({"start": start.key} if start else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -58,6 +58,12 @@ class Optimiser:
         """The moving average, sharded as the parameters are."""
         return self._average
 
+    @torch.no_grad()
+    def begin_average(self) -> None:
+        """Begin the average anew at the parameters as they are."""
+        for name, p in self._named.items():
+            local(self._average[name]).copy_(local(p.detach()))
+
     def tensors(self) -> dict[str, Tensor]:
         """All state, sharded, by name; writing into it changes the state. Steps are set by `set_steps`."""
         held = {f"model.{name}": p.detach() for name, p in self._named.items()}

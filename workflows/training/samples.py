@@ -106,7 +106,9 @@ class Gallery:
         from oneflow_core.encoders.latent import LatentCodec
 
         if self._codec is None:
-            self._codec = LatentCodec.from_pretrained(self._config.registry.codec)
+            self._codec = LatentCodec.from_pretrained(
+                self._config.registry.codec, subfolder=self._config.registry.codec_subfolder
+            )
         return grid_png(self._codec.decode(torch.from_numpy(np.stack(latents))))
 
     def _requests(self) -> list[_Shown]:

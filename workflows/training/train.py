@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from signal import Signals
@@ -25,6 +25,7 @@ from workflows.training.materials import Materials, gather
 from workflows.training.progress import read_progress, watched
 from workflows.training.register import Registered, export_and_register
 from workflows.training.schedule import progress
+from workflows.training.start import Start, check_parent, pinned
 from workflows.training.stopping import Stopped
 from workflows.training.worker import FLUSH_S, open_tracker, run_root, tracking_uri
 
@@ -55,12 +56,17 @@ class TrainReport:
 
 
 def run(
-    config: TrainConfig, *, resume: str | None = None, say: Callable[[str], None] | None = None
+    config: TrainConfig,
+    *,
+    resume: str | None = None,
+    say: Callable[[str], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrainReport:
     """Train, on the cluster of RAY_ADDRESS or a local one, export the best weights and register them.
 
     A run with the same key (config and corpus) is continued from its newest checkpoint. `resume` names an MLflow
-    run that is continued instead, whatever has changed in the config. `say` gets progress lines.
+    run that is continued instead, whatever has changed in the config. `say` gets progress lines. `callbacks` are
+    Ray Train's, and are told of every checkpoint.
 
     Raises:
         OneFlowError: the corpus, storage or cluster is not there, or workers failed more often than allowed.
@@ -69,7 +75,8 @@ def run(
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     begun, started = time.monotonic(), time.time()
     materials = gather(config)
-    key = key_of_run(config, resume) if resume else materials.run_key
+    config = pinned(config, materials.start)
+    key = key_of_run(config, resume, materials.start) if resume else materials.run_key
     root = run_root(config, key)
     say(f"train: run {key}, corpus {materials.corpus_version}, {config.compute.workers} workers, {root}")
     if ended(config, root):
@@ -78,7 +85,7 @@ def run(
         )
     else:
         with reading(materials.manifests), watched(root, say), _run_is_ended(config, key):
-            _train(config, key, root, started, say)
+            _train(config, key, root, started, say, callbacks)
     trained = time.monotonic()
     _deliver(config, materials, key, root)
     registered, run_id = _registered(config, materials, key, root)
@@ -87,8 +94,8 @@ def run(
     return _report(config, materials, key, root, run_id, registered, (begun, trained, time.monotonic()))
 
 
-def key_of_run(config: TrainConfig, run_id: str) -> str:
-    """The key of an MLflow run; OneFlowError when it is none of ours."""
+def key_of_run(config: TrainConfig, run_id: str, start: Start | None = None) -> str:
+    """The key of an MLflow run; OneFlowError when it is none of ours, or began with other weights than `start`."""
     from mlflow.exceptions import MlflowException
 
     from workflows.tracking import RUN_KEY, client_of
@@ -99,6 +106,7 @@ def key_of_run(config: TrainConfig, run_id: str) -> str:
         raise OneFlowError(f"run {run_id}", str(error), "see the runs in MLflow") from error
     if RUN_KEY not in tags:
         raise OneFlowError(f"run {run_id}", f"it has no tag {RUN_KEY}", "name a run of oneflow train")
+    check_parent(start, tags)
     return str(tags[RUN_KEY])
 
 
@@ -121,9 +129,16 @@ def _run_is_ended(config: TrainConfig, key: str) -> Iterator[None]:
         raise
 
 
-def _train(config: TrainConfig, key: str, root: str, begun: float, say: Callable[[str], None]) -> None:
+def _train(
+    config: TrainConfig,
+    key: str,
+    root: str,
+    begun: float,
+    say: Callable[[str], None],
+    callbacks: Sequence[Any],
+) -> None:
     """Train to the end; Stopped when a signal came before it."""
-    number = fit(config, key, root, begun, say)
+    number = fit(config, key, root, begun, say, callbacks)
     if number is not None and not ended(config, root):
         step = max(committed_steps(root), default=0)
         mend = "run the same command again: it goes on from there"

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from workflows.config import load
 from workflows.storage import join
 from workflows.store_retries import make_patient
-from workflows.tracking import FAILURE, MAX_TAG, DatasetRef, RunSpec, Tracker, flat_params
+from workflows.tracking import FAILURE, MAX_TAG, PARENT_RUN, DatasetRef, RunSpec, Tracker, flat_params
 from workflows.training.charts import view_tags
 from workflows.training.config import TrainConfig
 from workflows.training.identity import CONFIG, CorpusRef, config_path, run_tags
@@ -22,6 +22,7 @@ from workflows.training.materials import Materials, gather
 from workflows.training.notes import CHANGED, NOTE, changed_line, experiment_note, run_name, run_note
 from workflows.training.parallel import device_type, join_group
 from workflows.training.progress import Progress, ProgressWriter, progress_line
+from workflows.training.start import agreed
 from workflows.training.stopping import signals
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def work(
     """
     make_patient()
     worker = join_group(config.compute)
+    config = agreed(config, worker)
     materials = gather(config)
     key = run_key or materials.run_key
     root = run_root(config, key)
@@ -98,6 +100,7 @@ def open_tracker(config: TrainConfig, materials: Materials, key: str) -> Tracker
     if not uri:
         return None
     tags = run_tags(config, materials, device_type(config.compute)) | {CHANGED: changed_line(config)}
+    tags |= {PARENT_RUN: config.tracking.parent_run} if config.tracking.parent_run else {}
     params = flat_params(config.model_dump(mode="json"))
     spec = RunSpec(
         config.tracking.experiment,

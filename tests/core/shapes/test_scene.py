@@ -120,6 +120,18 @@ def test_pictures_are_the_same_bytes_everywhere() -> None:
     assert digest.hexdigest() == "87d351ea72581bfc7817249900824d768d95b6467f1fe2a66cd89f76a205aedb"
 
 
+@pytest.mark.parametrize("scale", [2, 3])
+def test_a_larger_picture_shows_the_same_in_more_pixels(scale: int) -> None:
+    """Averaged back to 64 pixels it is the small one, but for rounding along outlines."""
+    for scene in itertools.islice(single_object_scenes(), 0, None, 37):
+        large = render(scene, scale)
+        assert large.shape == (64 * scale, 64 * scale, 3)
+        back = large.reshape(64, scale, 64, scale, 3).mean((1, 3))
+        apart = np.abs(back - render(scene))
+        assert apart.mean() < 0.2 and apart.max() < 32
+        assert len(np.unique(large)) > 2
+
+
 def test_the_split_holds_out_combinations() -> None:
     rng = np.random.default_rng(1)
     scenes = [sample_scene(rng) for _ in range(4000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,35 @@ def sample(number: int, channels: int, features: int) -> Sample:
     return Sample(document, (latent,), (np.full((4, features), colour, np.float16),))
 
 
-def write_corpus(base: Path, shards: int = 3, samples: int = 60, *, real: bool = False) -> Manifest:
-    """A corpus of `shards * samples` documents in `base`.
+def instruction(number: int, channels: int, features: int) -> Sample:
+    """A question about such an image, or every third time a story of two of them."""
+    digest = hashlib.sha256(f"i{number}".encode()).hexdigest()
+    colours = [(number + i) % len(COLOURS) for i in range(2)]
+    latents = [np.zeros((channels, SIDE, SIDE), np.float16) for _ in colours]
+    for latent, colour in zip(latents, colours, strict=True):
+        latent[colour] = 1
+    shown = tuple(np.full((4, features), colour, np.float16) for colour in colours)
+    if number % 3 == 2:
+        texts = [TextSegment(f"a {COLOURS[colour]} thing") for colour in colours]
+        images = [ImageSegment(digest[:-1] + str(i), 8, 8) for i in range(2)]
+        segments = tuple(part for pair in zip(texts, images, strict=True) for part in pair)
+        return Sample(Document(f"story-{number}", "test", "CC0-1.0", segments), tuple(latents), shown)
+    asked = (ImageSegment(digest, 8, 8, "prompt"), TextSegment("what colour?", "prompt"))
+    answer = TextSegment(COLOURS[colours[0]], "target")
+    return Sample(
+        Document(f"vqa-{number}", "test", "CC0-1.0", (*asked, answer)), tuple(latents[:1]), shown[:1]
+    )
+
+
+def write_corpus(
+    base: Path,
+    shards: int = 3,
+    samples: int = 60,
+    *,
+    real: bool = False,
+    make: Callable[[int, int, int], Sample] = sample,
+) -> Manifest:
+    """A corpus of `shards * samples` documents of `make` in `base`.
 
     `real` gives it the embedded encoders' ids and widths, and copies of them in `base`: "codec" and "encoder".
     """
@@ -49,7 +77,7 @@ def write_corpus(base: Path, shards: int = 3, samples: int = 60, *, real: bool =
         codec, encoder, channels, features = ours.id, theirs.id, ours.channels, theirs.dim
     entries = []
     for index in range(shards):
-        held = [sample(index * samples + i, channels, features) for i in range(samples)]
+        held = [make(index * samples + i, channels, features) for i in range(samples)]
         shard = write_shard(held)
         name, offsets = f"shard-{index:06d}.tar", shard.index.to_bytes()
         (base / name).write_bytes(shard.data)
