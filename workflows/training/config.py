@@ -215,6 +215,9 @@ class ComputeSettings(Config):
 
     workers: int = Field(2, ge=1)
     """Training processes; must divide data.lanes. Changing it does not change the run."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model: groups of workers / replicas processes share one (HSDP). Take the nodes of a cluster, so that
+    parameters are gathered within a node and gradients alone cross the network. Must divide compute.workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -226,8 +229,13 @@ class ComputeSettings(Config):
     shard_min_mb: float = Field(16.0, ge=0)
     """Blocks smaller than this (MiB of fp32) are gathered together with the rest of the model, not one by one:
     on a small model seven exchanges a step cost more than the memory is worth."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a block keeps for the backward pass: none: everything. selective: what its matrix products and its attention
+    gave, the rest (norms, rotations, SwiGLU) is computed again, almost for nothing. full: its input alone; the block
+    runs twice, a third more arithmetic. Gradients are the same, bit for bit."""
     compile: bool = False
-    """torch.compile each block; pays on GPUs after a minute of compilation."""
+    """torch.compile each block, for any length of pack; pays on GPUs after a minute of compilation. What selective would
+    compute again, it computes again by itself."""
     max_failures: int = Field(2, ge=0)
     """Times that lost workers are replaced before the run fails."""
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -284,6 +292,14 @@ class TrainConfig(Config):
         if self.data.lanes % self.compute.workers:
             raise ValueError(
                 f"compute.workers {self.compute.workers} must divide data.lanes {self.data.lanes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_divide_workers(self) -> "TrainConfig":
+        if self.compute.workers % self.compute.replicas:
+            raise ValueError(
+                f"compute.replicas {self.compute.replicas} must divide compute.workers {self.compute.workers}"
             )
         return self
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workflows.training.config import OptimiserSettings
 from workflows.training.muon import Exchange
-from workflows.training.parallel import local
+from workflows.training.parallel import local, shard_group
 
 
 class Optimiser:
@@ -27,7 +27,8 @@ class Optimiser:
         self._local = {name: nn.Parameter(local(p.detach())) for name, p in self._named.items()}
         kept, turned = _undecayed(model), _matrices(model) if settings.kind == "muon" else set()
         self._turned = [name for name in self._named if name in turned]
-        self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned])
+        self._pieces = shard_group(model)
+        self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned], self._pieces)
         stepped = {n: p for n, p in self._local.items() if n not in turned}
         groups = [
             {
@@ -98,7 +99,7 @@ class Optimiser:
     def _clip(self) -> Tensor:
         grads = [p.grad for p in self._local.values() if p.grad is not None]
         squares = torch.stack([n.square() for n in torch._foreach_norm(grads)]).sum()
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self._pieces)
         norm = squares.sqrt()
         torch._foreach_mul_(grads, (self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
