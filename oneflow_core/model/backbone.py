@@ -41,7 +41,9 @@ def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         # The compiler fuses real products with what is around them and complex ones not at all.
-        (x, y), (cos, sin) = (v.unbind(-1) for v in (widen(x_THd).unflatten(-1, (-1, 2)), torch.view_as_real(rope)))
+        (x, y), (cos, sin) = (
+            v.unbind(-1) for v in (widen(x_THd).unflatten(-1, (-1, 2)), torch.view_as_real(rope))
+        )
         return torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1).flatten(-2).to(x_THd.dtype)
     pairs = torch.view_as_complex(widen(x_THd).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)

@@ -21,12 +21,19 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue this MLflow run, even with another config.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell memory, arithmetic and time, and start nothing.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="Of --plan: H100, H200, A100, L40S or B200.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a sharded corpus, and register the best weights as models:/NAME@candidate.
 
     The same command again continues the same run; when it has ended, nothing is left to do.
     """
+    if plan:
+        _tell_plan(config, overrides or [], gpu, as_json)
+        return
     from dataclasses import asdict
 
     from workflows.config import load
@@ -39,6 +46,18 @@ def train(
         typer.echo(f"registered: {report.model.uri} (version {report.model.version})")
     if as_json:
         print_json(asdict(report))
+
+
+def _tell_plan(config: str, overrides: list[str], gpu: str, as_json: bool) -> None:
+    from workflows.config import load
+    from workflows.training.planning.plan import plan
+    from workflows.training.planning.table import lines
+
+    made = plan(load("train", config, overrides), gpu)
+    for line in lines(made):
+        typer.echo(line)
+    if as_json:
+        print_json(made.to_json())
 
 
 @models_app.command("list")

@@ -216,8 +216,8 @@ class ComputeSettings(Config):
     workers: int = Field(2, ge=1)
     """Training processes; must divide data.lanes. Changing it does not change the run."""
     replicas: int = Field(1, ge=1)
-    """Copies of the model: groups of workers / replicas processes share one (HSDP). Take the nodes of a cluster, so that
-    parameters are gathered within a node and gradients alone cross the network. Must divide compute.workers."""
+    """Copies of the model: groups of workers / replicas processes share one (HSDP). Take the nodes of a cluster, so
+    that parameters are gathered within a node and gradients alone cross the network. Must divide compute.workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -234,8 +234,8 @@ class ComputeSettings(Config):
     gave, the rest (norms, rotations, SwiGLU) is computed again, almost for nothing. full: its input alone; the block
     runs twice, a third more arithmetic. Gradients are the same, bit for bit."""
     compile: bool = False
-    """torch.compile each block, for any length of pack; pays on GPUs after a minute of compilation. What selective would
-    compute again, it computes again by itself."""
+    """torch.compile each block, for any length of pack; pays on GPUs after a minute of compilation. What selective
+    would compute again, it computes again by itself."""
     max_failures: int = Field(2, ge=0)
     """Times that lost workers are replaced before the run fails."""
     cpus_per_worker: float = Field(1.0, gt=0)

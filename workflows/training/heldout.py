@@ -32,7 +32,7 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> dict[str, float]:
-        """The loss and its parts over all held-out packs, `model` being a whole one. All ranks must call it."""
+        """The loss and its parts over all held-out packs, as many on every rank. All ranks must call it."""
         sums: dict[str, torch.Tensor] = {}
         for pack in self._packs:
             out = self._objective.loss(model, pack.to(self._worker.device), self._normalisers)

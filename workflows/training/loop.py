@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from oneflow_core.data.state import join_states
 from oneflow_core.packing import Pack
 from workflows.errors import OneFlowError
 from workflows.storage import join
 from workflows.tracking import Tracker
+from workflows.training.average import averaged, gathered, whole_tensors
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
@@ -30,7 +30,7 @@ from workflows.training.materials import Materials
 from workflows.training.meter import Meter
 from workflows.training.optimiser import Optimiser
 from workflows.training.pace import Pace
-from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
+from workflows.training.parallel import Worker, last_microstep, shard, summed
 from workflows.training.samples import Gallery
 from workflows.training.schedule import ema_decay, learning_rate, progress
 
@@ -100,7 +100,6 @@ class Trainer:
             config.data, config.seed, "train", rank, world, self._pace.schedule_at
         )
         self._checkpoints = Checkpoints(root, config.checkpoint.keep)
-        self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
         self._meter = Meter(worker, config.data.tokens)
@@ -164,8 +163,8 @@ class Trainer:
         if done or self.step % watch.heldout_every == 0:
             self._evaluate()
         if done or self.step % watch.sample_every == 0:
-            self._load_average()
-            self._gallery.show(self._whole, self._schedule, self.step, self._tracker)
+            with averaged(self.model, self.optimiser), gathered(self.model, self.config.compute):
+                self._gallery.show(self.model, self._schedule, self.step, self._tracker)
         if done or self.step % self.config.checkpoint.every_steps == 0:
             self._save()
 
@@ -190,17 +189,12 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Held-out loss of the averaged weights; the best ones are kept."""
-        self._load_average()
-        metrics = self._heldout.loss(self._whole) if self._heldout else {}
+        with averaged(self.model, self.optimiser):
+            metrics = self._heldout.loss(self.model) if self._heldout else {}
         self._tell(metrics)
+        weights = whole_tensors(self.optimiser.average, self.worker.leads)
         if self.worker.leads:
-            loss, weights = metrics.get("heldout/loss"), self._whole.state_dict()
-            write_best(self.root, self.step, loss, weights, self._schedule)
-
-    def _load_average(self) -> None:
-        """The moving average into the whole model of every rank."""
-        weights: dict[str, Tensor] = {name: whole(t) for name, t in self.optimiser.average.items()}
-        self._whole.load_state_dict(weights, strict=False)
+            write_best(self.root, self.step, metrics.get("heldout/loss"), weights, self._schedule)
 
     def _tell(self, metrics: dict[str, float]) -> None:
         self._latest |= metrics

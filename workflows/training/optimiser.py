@@ -25,7 +25,7 @@ class Optimiser:
         self._settings = settings
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._local = {name: nn.Parameter(local(p.detach())) for name, p in self._named.items()}
-        kept, turned = _undecayed(model), _matrices(model) if settings.kind == "muon" else set()
+        kept, turned = _undecayed(model), turned_matrices(model) if settings.kind == "muon" else set()
         self._turned = [name for name in self._named if name in turned]
         self._pieces = shard_group(model)
         self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned], self._pieces)
@@ -115,8 +115,8 @@ def _undecayed(model: nn.Module) -> set[str]:
     return tables | {name for name, p in model.named_parameters() if p.ndim < 2}
 
 
-def _matrices(model: nn.Module) -> set[str]:
-    """Names of the matrices of blocks, without tables of embeddings."""
+def turned_matrices(model: nn.Module) -> set[str]:
+    """Names of what Muon steps: the matrices of blocks, without tables of embeddings."""
     blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     inside = {
         n for n, p in model.named_parameters() if any(n.startswith(f"{b}.") for b in blocks) and p.ndim == 2
