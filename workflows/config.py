@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -82,6 +81,8 @@ def validate(model: type[C], tree: dict[str, Any], origin: str) -> C:
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, defaults included; loading it gives the same config."""
+    import yaml
+
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return text
 
@@ -93,6 +94,8 @@ def digest(config: Config) -> str:
 
 
 def _read(kind: str, name_or_path: str) -> dict[str, Any]:
+    import yaml
+
     preset = CONFIG_DIR / kind / f"{name_or_path}.yaml"
     path = preset if preset.is_file() else Path(name_or_path)
     if not path.is_file():
@@ -113,6 +116,8 @@ def _read(kind: str, name_or_path: str) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    import yaml
+
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,8 +119,8 @@ class AttentionPlan:
             key_P.append(np.where(answering_BM, rows.key_K[key_BM], 0).ravel())
         asking, answering = (np.concatenate(x) if x else np.zeros(0, np.int64) for x in (query_Q, key_P))
         keys = None if np.array_equal(asking, answering) else torch.from_numpy(answering)
-        tensors = (torch.from_numpy(x) for x in (restore_T, document_T))
-        return cls(buckets, torch.from_numpy(asking), keys, *tensors)
+        restore, document = (torch.from_numpy(x) for x in (restore_T, document_T))
+        return cls(buckets, torch.from_numpy(asking), keys, restore, document)
 
 
 @dataclass
@@ -187,7 +188,8 @@ def load_kernel() -> list[Callable[..., Tensor]]:
         from torch.nn.attention.varlen import varlen_attn
 
         grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
-        _KERNELS.append(partial(varlen_attn, enable_gqa=True) if grouped else varlen_attn)
+        kernel: Callable[..., Any] = varlen_attn
+        _KERNELS.append(partial(kernel, enable_gqa=True) if grouped else kernel)
     return _KERNELS
 
 

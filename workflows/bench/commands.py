@@ -12,6 +12,7 @@ BENCHMARKS = {
     "train-step": "workflows.bench.train_step:run",
     "sample": "workflows.bench.sample:run",
     "mfu": "workflows.bench.mfu:run",
+    "plan": "workflows.bench.plan_check:run",
     "packing": "workflows.bench.packing:run",
     "vocab-loss": "workflows.bench.vocab_loss:run",
     "targets": "workflows.bench.targets:run",
@@ -25,7 +26,7 @@ BENCHMARKS = {
     "scale": "workflows.bench.scale:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode")
+ON_A_DEVICE = ("train-step", "sample", "mfu", "plan", "vocab-loss", "peer-transfusion", "encode")
 """Those that can measure a GPU."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""

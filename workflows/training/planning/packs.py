@@ -6,12 +6,15 @@ Shapes: T tokens, N latent patches, M understanding features, S slots, R slots t
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from oneflow_core.flops import NeededFlops
 from oneflow_core.model import ModelConfig
 from oneflow_core.packing import Pack
 from workflows.training.config import TrainConfig
-from workflows.training.materials import Materials
+
+if TYPE_CHECKING:
+    from workflows.training.materials import Materials
 
 SAMPLED = 4
 """Packs that are read: some hundred documents where packs are long."""
@@ -44,7 +47,7 @@ class PackShape:
         return 6.0 * linear + needed.attention * self.squares
 
 
-def sampled(config: TrainConfig, materials: Materials) -> PackShape:
+def sampled(config: TrainConfig, materials: "Materials") -> PackShape:
     """Counted on the first packs of the corpus, corrupted as training corrupts them. Shards are read by ranges."""
     data = config.data.model_copy(
         update={"lanes": 1, "packs_per_lane": 1, "read_ahead": 0, "cache_gb": 0.0, "window": 1}
