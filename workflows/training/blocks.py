@@ -6,7 +6,7 @@ stay outside of what is compiled or run twice.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,8 @@ from oneflow_core.model.attention import load_kernel
 from oneflow_core.model.backbone import Attention
 from workflows.training.config import ComputeSettings
 
-Checkpointing = Literal["none", "selective", "full"]
+BACKEND = "inductor"
+"""Of torch.compile."""
 
 aten = torch.ops.aten
 KEPT = {
@@ -75,7 +76,7 @@ def _compiled(block: nn.Module) -> Callable[..., Any]:
     for module in block.modules():
         if isinstance(module, Attention):
             module.rectangles = torch.compiler.disable(module.rectangles)
-    return torch.compile(block.forward, dynamic=True)
+    return torch.compile(block.forward, dynamic=True, backend=BACKEND)
 
 
 def _contexts() -> tuple[Any, Any]:
