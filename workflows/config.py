@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -83,6 +82,8 @@ def validate(model: type[C], tree: dict[str, Any], origin: str) -> C:
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, defaults included; loading it gives the same config."""
+    import yaml
+
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return text
 
@@ -106,6 +107,8 @@ def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read(kind: str, name_or_path: str) -> dict[str, Any]:
+    import yaml
+
     preset = CONFIG_DIR / kind / f"{name_or_path}.yaml"
     path = preset if preset.is_file() else Path(name_or_path)
     if not path.is_file():
@@ -126,6 +129,8 @@ def _read(kind: str, name_or_path: str) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    import yaml
+
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):

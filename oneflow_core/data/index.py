@@ -14,7 +14,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -197,6 +196,8 @@ class ShardIndex:
 
 def member_digest(data: bytes | memoryview) -> bytes:
     """XXH3-128: what the index holds for a member's bytes. It finds damage; it is no proof against forgers."""
+    import xxhash
+
     return xxhash.xxh3_128_digest(data)
 
 

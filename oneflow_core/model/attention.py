@@ -6,7 +6,11 @@ Q and P the queries and keys of all buckets, padding included.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +66,11 @@ class AttentionPlan:
     """Factor of each query's attention logits, float32; below 1 its attention is more even. None: 1 for all."""
     write_T: Tensor | None = None
     """Row of the cache that each token's key and value go to, int64; None: there is no cache."""
+    start_B1: Tensor | None = None
+    """Where each row begins among the tokens, and where the last ends, int32, where the rows are the tokens in their
+    order and everyone in a row sees all of it; None where they are not."""
+    longest: int = 0
+    """Tokens of the longest such row."""
 
     @classmethod
     def build(
@@ -69,7 +78,11 @@ class AttentionPlan:
     ) -> AttentionPlan:
         """One row a document, of lengths `lengths_B` in pack order; `order_T` as in the class, None: one for all."""
         rows = Rows(lengths_B, lengths_B, np.arange(int(lengths_B.sum())), order_T, order_T)
-        return cls.of_rows(rows, np.repeat(np.arange(len(lengths_B)), lengths_B), waste)
+        plan = cls.of_rows(rows, np.repeat(np.arange(len(lengths_B)), lengths_B), waste)
+        if order_T is None and len(lengths_B):
+            plan.start_B1 = torch.from_numpy(np.r_[0, lengths_B.cumsum()].astype(np.int32))
+            plan.longest = int(lengths_B.max())
+        return plan
 
     @classmethod
     def of_runs(
@@ -106,8 +119,8 @@ class AttentionPlan:
             key_P.append(np.where(answering_BM, rows.key_K[key_BM], 0).ravel())
         asking, answering = (np.concatenate(x) if x else np.zeros(0, np.int64) for x in (query_Q, key_P))
         keys = None if np.array_equal(asking, answering) else torch.from_numpy(answering)
-        tensors = (torch.from_numpy(x) for x in (restore_T, document_T))
-        return cls(buckets, torch.from_numpy(asking), keys, *tensors)
+        restore, document = (torch.from_numpy(x) for x in (restore_T, document_T))
+        return cls(buckets, torch.from_numpy(asking), keys, restore, document)
 
 
 @dataclass
@@ -142,11 +155,49 @@ class Rows:
         return False, torch.from_numpy((seen_BLM & answering_BM[:, None, :])[:, None])
 
 
-def attend(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> Tensor:
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionPlan], Tensor]
+
+
+def attend(
+    q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan, otherwise: Attend | None = None
+) -> Tensor:
     """Attention as the plan says, [T, H, d], from H query heads and G key/value heads.
 
-    `k_RGd` and `v_RGd` are those of the pass (R = T), or the rows of a cache that the plan's keys index.
+    `k_RGd` and `v_RGd` are those of the pass (R = T), or the rows of a cache that the plan's keys index. In half
+    precision on a GPU, rows that are the tokens in their order go to a kernel that takes them as they lie; all else
+    goes to `otherwise`, which is `rectangles` or stands for it.
     """
+    if plan.start_B1 is not None and _kernel_takes_runs(q_THd):
+        starts, longest = plan.start_B1, plan.longest
+        return (_KERNELS or load_kernel())[0](q_THd, k_RGd, v_RGd, starts, starts, longest, longest)
+    return (otherwise or rectangles)(q_THd, k_RGd, v_RGd, plan)
+
+
+def _kernel_takes_runs(q_THd: Tensor) -> bool:
+    """FlashAttention: half precision, heads up to 256 wide in steps of 8."""
+    half = q_THd.dtype in (torch.bfloat16, torch.float16)
+    return q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256
+
+
+def load_kernel() -> list[Callable[..., Tensor]]:
+    """torch's attention over runs of different lengths, where key/value heads may be fewer than query heads.
+
+    Imported when it is first needed, as it brings torch's compiler with it; what compiles a trunk calls this before.
+    """
+    if not _KERNELS:
+        from torch.nn.attention.varlen import varlen_attn
+
+        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        kernel: Callable[..., Any] = varlen_attn
+        _KERNELS.append(partial(kernel, enable_gqa=True) if grouped else kernel)
+    return _KERNELS
+
+
+_KERNELS: list[Callable[..., Tensor]] = []
+
+
+def rectangles(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> Tensor:
+    """`attend` by the plan's buckets, on any device."""
     key_P = plan.query_Q if plan.key_P is None else plan.key_P
     q_Q = q_THd.index_select(0, plan.query_Q).split([b.rows * b.queries for b in plan.buckets])
     k_P, v_P = (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oneflow_core.model.adapters import TimeEmbedding
-from oneflow_core.model.attention import AttentionPlan, attend
+from oneflow_core.model.attention import AttentionPlan, attend, rectangles
 from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.precision import widen
@@ -39,6 +39,12 @@ def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
 
     This is Meta's order of dimensions; Hugging Face's halves are the same up to a permutation of the weights.
     """
+    if torch.compiler.is_compiling():
+        # The compiler fuses real products with what is around them and complex ones not at all.
+        (x, y), (cos, sin) = (
+            v.unbind(-1) for v in (widen(x_THd).unflatten(-1, (-1, 2)), torch.view_as_real(rope))
+        )
+        return torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1).flatten(-2).to(x_THd.dtype)
     pairs = torch.view_as_complex(widen(x_THd).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)
 
@@ -55,6 +61,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.rectangles = rectangles
 
     def forward(
         self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan, memory: Memory | None = None
@@ -67,7 +74,7 @@ class Attention(nn.Module):
             q = q * plan.sharpness_T.to(q.dtype)[:, None, None]
         if memory is not None and plan.write_T is not None:
             k, v = (x.index_copy_(0, plan.write_T, new) for x, new in zip(memory, (k, v), strict=True))
-        out_THd = attend(q, k, v, plan)
+        out_THd = attend(q, k, v, plan, self.rectangles)
         return self.out(out_THd.flatten(1))
 
 

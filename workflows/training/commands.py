@@ -29,12 +29,19 @@ def train(
         str | None,
         typer.Option(metavar="URL", help="Only look at a bad step: <run root>/faults/step-N/rank-R."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell memory, arithmetic and time, and start nothing.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="Of --plan: H100, H200, A100, L40S or B200.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a sharded corpus, and register the best weights as models:/NAME@candidate.
 
     The same command again continues the same run; when it has ended, nothing is left to do.
     """
+    if plan:
+        _tell_plan(config, overrides or [], gpu, as_json)
+        return
     from dataclasses import asdict
 
     from workflows.config import load
@@ -80,6 +87,18 @@ def _tell_charts(config: "TrainConfig", run_id: str | None) -> None:
     if server and server.startswith("http") and run_id:
         experiment_id = client_of(server).get_run(run_id).info.experiment_id
         typer.echo(f"charts: {charts_url(experiment_id, server)}")
+
+
+def _tell_plan(config: str, overrides: list[str], gpu: str, as_json: bool) -> None:
+    from workflows.config import load
+    from workflows.training.planning.plan import plan
+    from workflows.training.planning.table import lines
+
+    made = plan(load("train", config, overrides), gpu)
+    for line in lines(made):
+        typer.echo(line)
+    if as_json:
+        print_json(made.to_json())
 
 
 @models_app.command("list")

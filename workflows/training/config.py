@@ -289,6 +289,9 @@ class ComputeSettings(Config):
     min_workers: int | None = Field(None, ge=1)
     """Fewest workers that the run goes on with when nodes are lost, at numbers that divide data.lanes; when nodes come
     back it grows again, up to `workers`. None: it waits for nodes until there is room for all workers."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model: groups of workers / replicas processes share one (HSDP). Take the nodes of a cluster, so
+    that parameters are gathered within a node and gradients alone cross the network. Must divide compute.workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -300,8 +303,13 @@ class ComputeSettings(Config):
     shard_min_mb: float = Field(16.0, ge=0)
     """Blocks smaller than this (MiB of fp32) are gathered together with the rest of the model, not one by one:
     on a small model seven exchanges a step cost more than the memory is worth."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a block keeps for the backward pass: none: everything. selective: what its matrix products and its attention
+    gave, the rest (norms, rotations, SwiGLU) is computed again, almost for nothing. full: its input alone; the block
+    runs twice, a third more arithmetic. Gradients are the same, bit for bit."""
     compile: bool = False
-    """torch.compile each block; pays on GPUs after a minute of compilation."""
+    """torch.compile each block, for any length of pack; pays on GPUs after a minute of compilation. What selective
+    would compute again, it computes again by itself."""
     stall_timeout_s: float = Field(600.0, gt=0)
     """Seconds within which a part of a step must end; after it every worker writes its stacks and ends, so that Ray
     replaces all. The first step, evaluations, samples and checkpoints may take four times as long."""
@@ -370,6 +378,14 @@ class TrainConfig(Config):
         if (self.compute.min_workers or 1) > self.compute.workers:
             raise ValueError(
                 f"compute.min_workers {self.compute.min_workers} is above compute.workers {self.compute.workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_divide_workers(self) -> "TrainConfig":
+        if self.compute.workers % self.compute.replicas:
+            raise ValueError(
+                f"compute.replicas {self.compute.replicas} must divide compute.workers {self.compute.workers}"
             )
         return self
 

@@ -54,8 +54,8 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> dict[str, float]:
-        """The loss and its parts over all held-out packs, `model` being a whole one, by task, and the calibration of
-        the heads. All ranks must call it."""
+        """The loss and its parts over all held-out packs, as many on every rank, by task, and the calibration of the
+        heads. All ranks must call it."""
         sums: Sums = {}
         for held in self._held:
             moved = held.pack.to(self._worker.device)

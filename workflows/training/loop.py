@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from oneflow_core.data.state import join_states
 from oneflow_core.objectives.protocol import LossOutput
@@ -22,6 +21,7 @@ from oneflow_core.packing import Pack
 from workflows.storage import join
 from workflows.tracking import Tracker
 from workflows.training.attempts import Attempt
+from workflows.training.average import averaged, gathered
 from workflows.training.best import Best, read_best, write_best
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.config import TrainConfig
@@ -33,7 +33,7 @@ from workflows.training.materials import Materials
 from workflows.training.meter import Meter
 from workflows.training.optimiser import Optimiser
 from workflows.training.pace import Pace
-from workflows.training.parallel import Worker, last_microstep, shard, summed, whole
+from workflows.training.parallel import Worker, last_microstep, shard, summed
 from workflows.training.profiler import Profiler
 from workflows.training.progress import Progress
 from workflows.training.samples import Gallery
@@ -116,7 +116,6 @@ class Trainer:
         self._checkpoints = Checkpoints(
             root, kept.keep, keep_every=kept.keep_every, max_failed=kept.max_failed
         )
-        self._whole = materials.build_model(config.seed).to(worker.device).eval()
         self._heldout = HeldOut(config, materials, worker) if config.data.holdout else None
         self._gallery = Gallery(config, materials, worker)
         self._meter = Meter(worker, config.data.tokens, self._detail())
@@ -245,9 +244,12 @@ class Trainer:
                 self._evaluate()
         if done or self.step % watch.sample_every == 0:
             self._attempt.enter("evaluate")
-            with phase("sample", self.step):
-                self._load_average()
-                self._tell(self._gallery.show(self._whole, self._schedule, self.step, self._tracker))
+            with (
+                phase("sample", self.step),
+                averaged(self.model, self.optimiser),
+                gathered(self.model, self.config.compute),
+            ):
+                self._tell(self._gallery.show(self.model, self._schedule, self.step, self._tracker))
         leaving = self._leaving() or self._stopping
         # Within a row of bad steps the newest checkpoint stays one from before it.
         if done or leaving or (self._save_is_due and not self._guard.streak):
@@ -289,18 +291,13 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Held-out loss of the averaged weights; the best ones are kept."""
-        self._load_average()
-        metrics = self._heldout.loss(self._whole) if self._heldout else {}
+        with averaged(self.model, self.optimiser):
+            metrics = self._heldout.loss(self.model) if self._heldout else {}
         self._tell(metrics)
         if self._heldout and self._tracker:
             self._heldout.show(self.step, self._tracker)
         loss = metrics.get("heldout/loss")
         write_best(self.root, self.step, loss, self.optimiser.average, self._schedule)
-
-    def _load_average(self) -> None:
-        """The moving average into the whole model of every rank."""
-        weights: dict[str, Tensor] = {name: whole(t) for name, t in self.optimiser.average.items()}
-        self._whole.load_state_dict(weights, strict=False)
 
     def _tell(self, metrics: dict[str, float]) -> None:
         self._latest |= metrics

@@ -14,11 +14,12 @@ class Exchange:
     """Deals matrices [m, n], sharded by rows as FSDP2 shards them, out to the ranks and their steps back.
 
     Twice a step every rank sends and receives as many values as it holds (one all-to-all each way), and the ranks
-    share the arithmetic, matrices of a shape in one batch. All ranks must make and call it alike.
+    share the arithmetic, matrices of a shape in one batch. All ranks of `group` (all, by default), over which the
+    matrices are sharded, must make and call it alike.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        world, self._rank = dist.get_world_size(), dist.get_rank()
+    def __init__(self, shapes: Sequence[tuple[int, ...]], group: dist.ProcessGroup | None = None) -> None:
+        world, self._rank, self._group = dist.get_world_size(group), dist.get_rank(group), group
         self._shapes = shapes
         order = sorted(range(len(shapes)), key=lambda i: shapes[i])
         self._owned = [order[rank::world] for rank in range(world)]
@@ -33,18 +34,23 @@ class Exchange:
         wholes: dict[int, Tensor] = {}
         gathered = [
             self._cut(values, rank, mine)
-            for rank, values in enumerate(_all_to_all(sent, away, home).split(home))
+            for rank, values in enumerate(self._all_to_all(sent, away, home).split(home))
         ]
         for place, i in enumerate(mine):
             wholes[i] = torch.cat([rows[place] for rows in gathered])
         turned = _in_batches(wholes)
         parts = {i: turned[i].split([rows[i] for rows in self._rows]) for i in mine}
         back = [parts[i][rank].flatten() for rank in range(len(self._owned)) for i in mine]
-        received = _all_to_all(torch.cat(back) if back else sent[:0], home, away).split(away)
+        received = self._all_to_all(torch.cat(back) if back else sent[:0], home, away).split(away)
         steps: dict[int, Tensor] = {}
         for owned, values in zip(self._owned, received, strict=True):
             steps |= zip(owned, self._cut(values, self._rank, owned), strict=True)
         return [steps[i] for i in range(len(pieces))]
+
+    def _all_to_all(self, values: Tensor, away: list[int], home: list[int]) -> Tensor:
+        got = values.new_empty(sum(home))
+        dist.all_to_all_single(got, values, home, away, group=self._group)
+        return got
 
     def _values(self, rank: int, matrices: Sequence[int]) -> int:
         """How many values of these matrices a rank holds."""
@@ -60,12 +66,6 @@ def _rows(rows: int, world: int, rank: int) -> int:
     """Rows that a rank holds: FSDP2 cuts as torch.chunk does."""
     most = -(-rows // world)
     return max(0, min(most, rows - rank * most))
-
-
-def _all_to_all(values: Tensor, away: list[int], home: list[int]) -> Tensor:
-    got = values.new_empty(sum(home))
-    dist.all_to_all_single(got, values, home, away)
-    return got
 
 
 def _in_batches(matrices: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workflows.training.config import OptimiserSettings
 from workflows.training.groups import Groups
 from workflows.training.muon import Exchange
-from workflows.training.parallel import local
+from workflows.training.parallel import local, shard_group
 
 
 class Optimiser:
@@ -28,9 +28,10 @@ class Optimiser:
         self._settings = settings
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._local = {name: nn.Parameter(local(p.detach())) for name, p in self._named.items()}
-        kept, turned = _undecayed(model), _matrices(model) if settings.kind == "muon" else set()
+        kept, turned = _undecayed(model), turned_matrices(model) if settings.kind == "muon" else set()
         self._turned = [name for name in self._named if name in turned]
-        self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned])
+        self._pieces = shard_group(model)
+        self._exchange = Exchange([tuple(self._named[name].shape) for name in self._turned], self._pieces)
         stepped = {n: p for n, p in self._local.items() if n not in turned}
         groups = [
             {
@@ -110,7 +111,7 @@ class Optimiser:
     def weight_norms(self) -> Tensor:
         """Norms of the weights by `groups`. All ranks must call it."""
         squares = self.groups.squares({name: p.detach() for name, p in self._local.items()})
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self._pieces)
         return squares.sqrt()
 
     def _turn(self, lr: float) -> None:
@@ -126,7 +127,7 @@ class Optimiser:
     def _clip(self) -> Tensor:
         grads = {name: p.grad for name, p in self._local.items() if p.grad is not None}
         squares = self.groups.squares(grads)
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self._pieces)
         self.group_norms, norm = squares.sqrt(), squares.sum().sqrt()
         torch._foreach_mul_(list(grads.values()), (self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
@@ -142,8 +143,8 @@ def _undecayed(model: nn.Module) -> set[str]:
     return tables | {name for name, p in model.named_parameters() if p.ndim < 2}
 
 
-def _matrices(model: nn.Module) -> set[str]:
-    """Names of the matrices of blocks, without tables of embeddings."""
+def turned_matrices(model: nn.Module) -> set[str]:
+    """Names of what Muon steps: the matrices of blocks, without tables of embeddings."""
     blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     inside = {
         n for n, p in model.named_parameters() if any(n.startswith(f"{b}.") for b in blocks) and p.ndim == 2

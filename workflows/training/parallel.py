@@ -1,4 +1,8 @@
-"""Processes and devices: joining the process group, and sharding a model over it with FSDP2."""
+"""Processes and devices: joining the process group, and sharding a model over it with FSDP2.
+
+A mesh of `replicas` by shards: a group of ranks along `shard` holds the model once, each rank a piece of every
+parameter; ranks along `replicate` hold the same piece. Every rank reads packs of its own.
+"""
 
 import os
 import warnings
@@ -9,12 +13,16 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from workflows.errors import UsageError
+from workflows.training.blocks import prepare_blocks
 from workflows.training.config import ComputeSettings
 
+SHARD = "shard"
+"""Name of the dimension of the mesh that parameters are sharded over."""
 BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
@@ -60,28 +68,54 @@ def group_timeout_s(settings: ComputeSettings) -> float:
 
 
 def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:
-    """Shard `model` in place over all workers, block by block; gradients are summed, not averaged.
+    """Shard `model` in place over the mesh, block by block; gradients are summed over all workers, not averaged.
 
-    A block is an element of a ModuleList; small ones are left to the whole.
+    A block is an element of a ModuleList; small ones are left to the whole. Names of parameters stay.
+
+    Raises:
+        UsageError: as `mesh_of`.
     """
     # Outputs are views of one head's result; nothing writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     model.to(worker.device)
-    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    mesh = mesh_of(settings, worker)
+    prepare_blocks(model, settings)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
         for block in blocks:
-            if settings.compile:
-                block.compile()
             if _megabytes(block) >= settings.shard_min_mb:
                 fully_shard(block, reshard_after_forward=settings.reshard_after_forward, **options)
     fully_shard(model, reshard_after_forward=settings.reshard_after_forward, **options)
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def mesh_of(settings: ComputeSettings, worker: Worker) -> DeviceMesh:
+    """The mesh (replicate, shard), or (shard) alone where there is one replica. All ranks must make it.
+
+    Raises:
+        UsageError: replicas that do not divide the workers there are.
+    """
+    replicas, world = settings.replicas, worker.world_size
+    if world % replicas:
+        raise UsageError(f"compute.replicas {replicas}", f"{world} workers are there", "it must divide them")
+    if replicas == 1:
+        return init_device_mesh(worker.device.type, (world,), mesh_dim_names=(SHARD,))
+    shape = (replicas, world // replicas)
+    return init_device_mesh(worker.device.type, shape, mesh_dim_names=("replicate", SHARD))
+
+
+def shard_group(model: nn.Module) -> dist.ProcessGroup:
+    """The ranks whose pieces make one whole model; all, where nothing is sharded."""
+    held = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
+    if held is None:
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
+    return held.device_mesh.get_group(SHARD)
 
 
 def _megabytes(module: nn.Module) -> float:
