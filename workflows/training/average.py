@@ -4,15 +4,15 @@ Each rank swaps its own pieces. While the average is in, a forward pass of the m
 the same number of them, except inside `gathered`, where the model is whole on every rank and they are free.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workflows.training.config import ComputeSettings
 from workflows.training.optimiser import Optimiser
-from workflows.training.parallel import fsdp_modules, local, whole
+from workflows.training.parallel import fsdp_modules, local
 
 
 @contextmanager
@@ -40,16 +40,6 @@ def gathered(model: nn.Module, settings: ComputeSettings) -> Iterator[None]:
         for part in parts:
             part.set_reshard_after_forward(settings.reshard_after_forward, recurse=False)
             part.reshard()
-
-
-def whole_tensors(tensors: Mapping[str, Tensor], leads: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU of the leading rank, one at a time; nothing on the others. All ranks must call it."""
-    held: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = whole(tensor)
-        if leads:
-            held[name] = value.cpu()
-    return held
 
 
 @torch.no_grad()
