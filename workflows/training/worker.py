@@ -15,6 +15,7 @@ from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Outcome, Progress, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.parallel import join_group
+from workflows.training.process import settle
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ FLUSH_S = 60.0
 def work(config: TrainConfig, hooks: Hooks | None = None, run_key: str | None = None) -> Outcome:
     """Train as this process's rank says. `run_key` continues another run than the one of this config."""
     worker = join_group(config.compute)
+    settle(worker.device.type)
     materials = gather(config)
     key = run_key or materials.run_key
     tracker = open_tracker(config, materials, key) if worker.leads else None
