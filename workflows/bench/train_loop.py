@@ -140,7 +140,7 @@ def _ours(root: Path, workers: int, steps: int, turn: int, uri: str) -> Iterator
         try:
             take(place, 0, alive)
             yield lambda number: take(place, number, alive) if number else Turn(1.0, 1.0, 1.0)
-            process.wait(60)
+            process.wait(300)
         finally:
             process.kill()
             process.wait()

@@ -51,7 +51,12 @@ def config_of(
     watch = f"{{log_every: {LOG_EVERY}, heldout_every: {NEVER}, sample_every: {NEVER}, prompts: []}}"
     own = [f"data.corpora=[{{url: {corpus}}}]", f"watch={watch}", f"budget={{steps: {steps}}}"]
     own += ["optimiser.kind=adamw", f"checkpoint={{url: {root}, every_steps: {NEVER}}}", "data.holdout=0"]
-    own += [f"compute.workers={workers}", "compute.device=cpu", f"name=bench-{workers}"]
+    own += [
+        f"compute.workers={workers}",
+        "compute.device=cpu",
+        "compute.stall_timeout_s=3600",
+        f"name=bench-{workers}",
+    ]
     own += [f"tracking={{experiment: bench, uri: '{uri}'}}"] if uri else []
     return load("train", "shapes-nano", [*own, *changes])
 
