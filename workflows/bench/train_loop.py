@@ -23,7 +23,7 @@ from statistics import median
 
 from workflows.bench.child import ROOT, Child
 from workflows.bench.result import Result
-from workflows.bench.train_loop_sides import LOG_EVERY, Turn, config_of, on_gpu, take
+from workflows.bench.train_loop_sides import LOG_EVERY, Turn, alone, config_of, take
 from workflows.errors import OneFlowError
 
 STEPS, DOCUMENTS = 4 * LOG_EVERY, 4000
@@ -140,26 +140,24 @@ def _ours(root: Path, workers: int, steps: int, turn: int, uri: str) -> Iterator
         try:
             take(place, 0, alive)
             yield lambda number: take(place, number, alive) if number else Turn(1.0, 1.0, 1.0)
-            process.wait(60)
+            process.wait(300)
         finally:
             process.kill()
             process.wait()
 
 
 def _gpu(tokens: int) -> Result:
-    """The loop on this process's GPU."""
+    """The loop on this process's GPU; `ratio` is MFU where the device is known."""
     from workflows.bench.loader_corpus import Kind, write_corpus
     from workflows.config import load
 
     with tempfile.TemporaryDirectory(prefix="of-loop-") as made:
-        root = Path(made)
-        write_corpus(root / "corpus", "pairs", Kind((16, 32, 32), None, 2000, 1))
-        config = load("train", "shapes-nano", [*GPU_CHANGES, f"data.tokens={tokens}",
-            f"data.corpora=[{{url: {root / 'corpus'}}}]", f"checkpoint.url={root / 'runs'}"])  # fmt: skip
-        told = on_gpu(config, str(root / "runs" / "bench"), GPU_SKIPPED)
-    rates = told.pop("rates")
-    sheet = told["mfu"] and sum(rates) / len(rates) / told["mfu"]
-    return Result("train-loop", "FLOP/s", rates, [sheet or rates[0]], ("torch",), told)
+        corpus, runs = f"{made}/corpus", f"{made}/runs"
+        write_corpus(Path(corpus), "pairs", Kind((16, 32, 32), None, 2000, 1))
+        places = [f"data.corpora=[{{url: {corpus}}}]", f"checkpoint.url={runs}", f"data.tokens={tokens}"]
+        told = alone(load("train", "shapes-nano", [*GPU_CHANGES, *places]), f"{runs}/bench", GPU_SKIPPED)
+    rates, sheet = told.pop("rates"), told.pop("sheet")
+    return Result("train-loop", "FLOP/s", rates, [sheet or median(rates)], ("torch",), told)
 
 
 GPU_CHANGES = [

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from oneflow_core.flops import NeededFlops
 from oneflow_core.packing import Pack
 from workflows.config import load
-from workflows.device_rate import device_name, product_rate, sheet_rate
+from workflows.device_rate import product_rate
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Progress, Trainer
 from workflows.training.materials import Materials, gather
@@ -51,7 +52,12 @@ def config_of(
     watch = f"{{log_every: {LOG_EVERY}, heldout_every: {NEVER}, sample_every: {NEVER}, prompts: []}}"
     own = [f"data.corpora=[{{url: {corpus}}}]", f"watch={watch}", f"budget={{steps: {steps}}}"]
     own += ["optimiser.kind=adamw", f"checkpoint={{url: {root}, every_steps: {NEVER}}}", "data.holdout=0"]
-    own += [f"compute.workers={workers}", "compute.device=cpu", f"name=bench-{workers}"]
+    own += [
+        f"compute.workers={workers}",
+        "compute.device=cpu",
+        "compute.stall_timeout_s=3600",
+        f"name=bench-{workers}",
+    ]
     own += [f"tracking={{experiment: bench, uri: '{uri}'}}"] if uri else []
     return load("train", "shapes-nano", [*own, *changes])
 
@@ -179,7 +185,7 @@ def bare_loop(config: TrainConfig, materials: Materials, model: nn.Module) -> Ca
 
 
 class TimedTrainer(Trainer):
-    """Notes when each step ended, and what it needed."""
+    """Notes when each step ended, and what it needed; nothing is evaluated or stored, not even at the end."""
 
     ends: list[float]
     tokens: list[int]
@@ -191,29 +197,35 @@ class TimedTrainer(Trainer):
         super()._train(packs)
         self.ends.append(time.perf_counter())
 
+    def _after_step(self) -> None:
+        if self._done or self.step % self.config.watch.log_every == 0:
+            self._log()
 
-def on_gpu(config: TrainConfig, root: str, skipped: int) -> dict[str, Any]:
-    """Our loop on one GPU, this process alone: rates over the steps after the first `skipped`, and per step."""
+
+def alone(config: TrainConfig, root: str, skipped: int) -> dict[str, Any]:
+    """Our loop on this process alone, without Ray and tracking: rates over the steps after the first `skipped`."""
     worker: Worker = join_group(config.compute)
     trainer = TimedTrainer(config, gather(config), worker, root)
     trainer.ends, trainer.tokens, trainer.flops = [], [], []
     outcome = trainer.run()
-    steps = _steps(trainer, skipped)
-    tokens, flops = (sum(values[skipped:]) for values in (trainer.tokens, trainer.flops))
-    seconds, name = sum(steps), device_name("cuda")
-    sheet = sheet_rate(name)
-    ordered = sorted(steps)
-    middle = ordered[len(ordered) // 2]
+    seconds = _steps(trainer, skipped)
+    flops, middle = trainer.flops[skipped:], median(seconds)
     return {
-        "rates": [flop / s for flop, s in zip(trainer.flops[skipped:], steps, strict=True)],
-        "tokens_per_s": tokens / seconds,
-        "mfu": flops / seconds / sheet if sheet else None,
+        "rates": [flop / s for flop, s in zip(flops, seconds, strict=True)],
+        "tokens_per_s": sum(trainer.tokens[skipped:]) / sum(seconds),
         "step_s": middle,
-        "jitter": ordered[int(0.95 * (len(ordered) - 1))] / middle - 1,
+        "jitter": sorted(seconds)[int(0.95 * (len(seconds) - 1))] / middle - 1,
         "data_wait": outcome.metrics["speed/data_wait"],
-        "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "device": name,
+        **_device(sum(flops) / sum(seconds), worker.device.type),
     }
+
+
+def _device(rate: float, device: str) -> dict[str, Any]:
+    """MFU by the data sheet, where it is known, and the most memory."""
+    name = device_name(device)
+    sheet = sheet_rate(name)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+    return {"device": name, "mfu": rate / sheet if sheet else None, "memory_gib": memory, "sheet": sheet}
 
 
 def _steps(trainer: TimedTrainer, skipped: int) -> list[float]:

@@ -107,7 +107,7 @@ class Watchdog:
             mark = self._mark
             left = mark.since + mark.patience_s - time.monotonic()
             # Should this thread not come to run again, a thread of C ends the process.
-            faulthandler.dump_traceback_later(max(left, 0) + self._timeout_s + DEAD_S, exit=True)
+            faulthandler.dump_traceback_later(max(left, 0) + self._timeout_s + DEAD_S, exit=True, file=2)
             if left < 0:
                 self._end(mark)
 

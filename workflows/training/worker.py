@@ -21,6 +21,7 @@ from workflows.training.loop import Hooks, Outcome, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.notes import CHANGED, NOTE, changed_line, experiment_note, run_name, run_note
 from workflows.training.parallel import device_type, join_group
+from workflows.training.process import settle
 from workflows.training.progress import Progress, ProgressWriter, progress_line
 from workflows.training.start import agreed
 from workflows.training.stopping import signals
@@ -52,6 +53,7 @@ def work(
     """
     make_patient()
     worker = join_group(config.compute)
+    settle(worker.device.type)
     config = agreed(config, worker)
     materials = gather(config)
     key = run_key or materials.run_key

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from workflows.bench.data_wait import write_documents
+from workflows.bench.mfu import needed_flops
 from workflows.bench.train_loop import _result
 from workflows.bench.train_loop_sides import (
     LOG_EVERY,
     Taker,
     Turn,
+    alone,
     bare_loop,
     batches_of,
     config_of,
@@ -66,6 +69,24 @@ def test_ours_in_turns_ends_with_the_weights_of_the_bare_loop(tmp_path: Path) ->
     for name, parameter in wanted.items():
         found = tensors[f"model.{name}"].full_tensor()  # type: ignore[attr-defined]
         torch.testing.assert_close(found, parameter.detach(), rtol=2e-4, atol=2e-5)
+
+
+def test_the_loop_alone_tells_what_it_did_in_each_step(tmp_path: Path) -> None:
+    """Kept tokens and FLOPs are those of the packs that the loader gives."""
+    write_documents(tmp_path / "corpus", 400)
+    config = config_of(str(tmp_path / "corpus"), str(tmp_path / "runs"), 1, 6, changes=SMALL)
+    materials = gather(config)
+    try:
+        told = alone(config, str(tmp_path / "runs" / "run"), 2)
+    finally:
+        dist.destroy_process_group()
+    model, batches = materials.build_model(0), batches_of(config, materials, 6)[2:]
+    flops = [sum(needed_flops(model, pack) for pack in packs) for packs in batches]
+    tokens = sum(pack.tokens for packs in batches for pack in packs)
+    seconds = [flop / rate for flop, rate in zip(flops, told["rates"], strict=True)]
+    assert told["tokens_per_s"] == pytest.approx(tokens / sum(seconds))
+    assert told["step_s"] == pytest.approx(median(seconds)) and told["jitter"] >= 0
+    assert told["mfu"] is None and told["device"] == "cpu"
 
 
 def test_the_figures_follow_from_the_turns() -> None:

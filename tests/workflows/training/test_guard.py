@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from tests.workflows.training.corpus import tiny_config
 from tests.workflows.training.poison import read_at, write_poisoned
 from tests.workflows.training.test_distributed import Run, final_tensors, launch, run_root
+from workflows.cli import app
+from workflows.errors import OneFlowError
 from workflows.training.commit import commit_name
 from workflows.training.config import GuardSettings, TrainConfig
+from workflows.training.faults import read_fault
 from workflows.training.guard import Diverged, Guard
 from workflows.training.loop import Trainer
 from workflows.training.materials import gather
 from workflows.training.pack_files import packs_of_files, packs_to_files
 from workflows.training.parallel import Worker
-from workflows.training.replay import replay
 
 BAD = (5, 6)
 """Steps, from 0, that meet a spoilt document; both in the packs of the second of two workers."""
@@ -123,11 +126,19 @@ def test_a_killed_run_skips_and_rolls_back_as_an_undisturbed_one(
     stored = sorted(str(p.relative_to(run_root(whole))) for p in run_root(whole).glob("faults/*/*"))
     assert stored == [f"faults/step-00000000{step}/rank-00001" for step in BAD]
 
-    told = replay(whole, str(run_root(whole) / stored[0]))
-    assert (told.step, told.rank, told.weights_of_step) == (5, 1, 13)
-    [pack] = told.packs
-    assert bad_documents[0] in pack.documents and pack.bad_gradients
-    assert pack.bad_parts and set(pack.bad_parts) <= set(pack.parts)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(whole.model_dump(mode="json")))
+    place = str(run_root(whole) / stored[0])
+    result = CliRunner().invoke(app, ["train", str(config), "--replay", place, "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["step"], told["rank"], told["weights_of_step"]) == (5, 1, 13)
+    [pack] = told["packs"]
+    assert bad_documents[0] in pack["documents"] and pack["bad_gradients"]
+    assert pack["bad_parts"] and set(pack["bad_parts"]) <= set(pack["parts"])
+    assert f"no numbers: {pack['bad_parts'][0]}" in result.stdout
+    with pytest.raises(OneFlowError, match="fault.json"):
+        read_fault(str(run_root(whole)))
 
 
 def kill_at(run: Run, config: TrainConfig, step: int) -> None:
