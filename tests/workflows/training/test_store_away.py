@@ -14,7 +14,7 @@ import torch
 
 from workflows.stack import StackConfig, connect, down, status, up
 from workflows.stack.config import MlflowConfig, RayConfig
-from workflows.storage import list_urls
+from workflows.storage import list_directories, list_urls, put_atomic, read_json
 from workflows.store_retries import RETRIES
 from workflows.training.checkpoint import Checkpoints
 from workflows.training.parallel import Worker
@@ -50,8 +50,11 @@ def test_a_store_that_is_away_in_the_middle_of_a_save_loses_no_step(alone: Worke
     root = "s3://oneflow/run"
     checkpoints = Checkpoints(root, keep=2, max_failed=1, piece_bytes=4 << 20)
     held = state(1.0)
+    put_atomic(f"{root}/step-000000009-dead-1/part-00000-00000.safetensors", b"of a killed attempt")
     checkpoints.save(1, held, {"step": 1})
     checkpoints.wait()
+    directory = read_json(f"{root}/commits/step-000000001.json")["directory"]
+    assert list_directories(root) == ["attempts", "commits", directory]
     before = RETRIES.counts().total()
 
     checkpoints.save(2, held, {"step": 2})
