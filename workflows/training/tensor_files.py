@@ -29,7 +29,7 @@ TRANSFERS = 4
 BACKOFF_S = 0.25
 TRIES = 3
 """Of a file that cannot be put; S3 requests within each are tried for longer (`store_retries`)."""
-BLOCK = 64 << 20
+BLOCK = 16 << 20
 """Bytes of a file that are in memory at once while it is checked or exported."""
 
 Told = tuple[StoredFile, ...] | OneFlowError
