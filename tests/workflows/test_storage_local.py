@@ -158,3 +158,12 @@ def test_read_only_disk_is_told() -> None:
 def test_a_bug_stays_a_bug() -> None:
     with pytest.raises(KeyError), storage.explained("/x"):
         raise KeyError("bug")
+
+
+def test_directories_right_below_are_listed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b/x", "a/deep/y", "file"):
+        storage.put_atomic(str(tmp_path / name), b"")
+    assert storage.list_directories(str(tmp_path)) == ["a", "b"]
+    assert storage.list_directories(str(tmp_path / "none")) == []
+    storage.put_atomic("memory://listed/a/x", b"")
+    assert storage.list_directories("memory://listed") == ["a"]

@@ -21,7 +21,7 @@ from workflows.training.objects import from_first, to_first
 from workflows.training.plan import PIECE_BYTES, Plan, agree, signature
 from workflows.training.retention import Attempt, Retention, TakenOver, committed_steps
 from workflows.training.staging import Stage
-from workflows.training.tensor_files import TensorReader, Told, check, every_file, put_files
+from workflows.training.tensor_files import TensorReader, Told, check, every_file, put_files, tells_of_damage
 
 __all__ = ["Checkpoints", "Restored", "Saved", "committed_steps"]
 log = logging.getLogger(__name__)
@@ -141,6 +141,9 @@ class Checkpoints:
 
         With `before` only those of fewer steps count.
         One whose files are gone or damaged is passed over with a warning; what is not committed is not seen.
+
+        Raises:
+            OneFlowError: the store does not answer.
         """
         self.wait()
         self.prepare(tensors)
@@ -233,7 +236,11 @@ class Checkpoints:
             commit = Commit.from_json(read_json(url))
             rank, world = dist.get_rank(), dist.get_world_size()
             wrong = check(self._root, commit, commit.files[rank::world])
-        except (CommitError, OneFlowError) as error:
+        except CommitError as error:
+            wrong = str(error)
+        except OneFlowError as error:
+            if not tells_of_damage(error):
+                raise
             wrong = str(error)
         if wrong:
             log.warning("checkpoint of step %d is passed over: %s", step, wrong)

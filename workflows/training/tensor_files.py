@@ -20,7 +20,7 @@ from torch.futures import Future
 
 from oneflow_core.safetensors_layout import Kind, Place, read_places
 from workflows.errors import OneFlowError
-from workflows.storage import join, put_atomic, read_bytes, sha256
+from workflows.storage import join, put_atomic, read_bytes, sha256, size
 from workflows.store_retries import StoreGone
 from workflows.training.commit import Chunk, Commit, StoredFile, chunk_key
 
@@ -29,7 +29,7 @@ TRANSFERS = 4
 BACKOFF_S = 0.25
 TRIES = 3
 """Of a file that cannot be put; S3 requests within each are tried for longer (`store_retries`)."""
-BLOCK = 64 << 20
+BLOCK = 16 << 20
 """Bytes of a file that are in memory at once while it is checked or exported."""
 
 Told = tuple[StoredFile, ...] | OneFlowError
@@ -74,25 +74,34 @@ def _put(url: str, data: memoryview) -> None:
 
 
 def check(root: str, commit: Commit, files: Sequence[StoredFile]) -> str | None:
-    """Why one of `files` is not what the commit says, or None."""
+    """Why one of `files` is not what the commit says, or None.
+
+    Raises:
+        OneFlowError: the store does not tell; that is no reason to pass a checkpoint over.
+    """
     with ThreadPoolExecutor(TRANSFERS, "checkpoint-check") as pool:
         return next(filter(None, pool.map(lambda file: _wrong(root, commit, file), files)), None)
 
 
 def _wrong(root: str, commit: Commit, file: StoredFile) -> str | None:
-    url, digest, found = join(root, commit.directory, file.name), hashlib.sha256(), 0
+    url, digest = join(root, commit.directory, file.name), hashlib.sha256()
     try:
-        while found < file.bytes:
-            data = read_bytes(url, found, found + BLOCK)
-            digest.update(data)
-            found += len(data)
-            if len(data) < BLOCK:
-                break
-    except Exception as error:
+        if (found := size(url)) != file.bytes:
+            return f"{url}: {found} bytes in place of {file.bytes}"
+        for begin in range(0, file.bytes, BLOCK):
+            digest.update(read_bytes(url, begin, min(begin + BLOCK, file.bytes)))
+    except OneFlowError as error:
+        if not tells_of_damage(error):
+            raise
         return str(error)
     if digest.hexdigest() != file.sha256:
-        return f"{url}: {found} bytes that differ from the digest in the commit"
+        return f"{url}: {file.bytes} bytes that differ from the digest in the commit"
     return None
+
+
+def tells_of_damage(error: OneFlowError) -> bool:
+    """Whether an object is gone or no JSON; not so where the store is away or refuses to answer."""
+    return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
 
 
 class StoredTensors:

@@ -20,6 +20,7 @@ from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Progress, Trainer
 from workflows.training.materials import gather
 from workflows.training.parallel import Worker, local
+from workflows.training.retention import committed_steps
 
 STATELESS = {
     "config", "materials", "worker", "root", "_tracker", "_hooks", "_checkpoints", "_whole", "_heldout", "_gallery",
@@ -88,7 +89,8 @@ def test_on_one_two_and_four_workers_the_losses_agree(corpus: Path, tmp_path: Pa
     found = []
     for workers in (1, 2, 4):
         changes = {"budget__steps": 50, "data__lanes": 4, "watch__log_every": 1, "data__holdout": 0.0}
-        config = tiny_config(corpus, tmp_path / str(workers), checkpoint__every_steps=50, **changes)
+        fewer = {"checkpoint__every_steps": 50, "compute__shard_min_mb": 16}
+        config = tiny_config(corpus, tmp_path / str(workers), **changes, **fewer)
         found.append(losses(launch(config, tmp_path, workers).finish()))
     assert [len(run) for run in found] == [50] * 3
     assert found[0][-1] < 0.9 * found[0][0]
@@ -122,8 +124,11 @@ def _collect(value: Any, path: str, found: dict[str, Any], seen: set[int]) -> No
             held = value
         elif isinstance(value, list | tuple):
             held = dict(enumerate(value))
+        elif type(value).__module__.startswith(("workflows", "oneflow_core")):
+            slots = getattr(type(value), "__slots__", ())
+            held = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
         else:
-            held = vars(value) if type(value).__module__.startswith(("workflows", "oneflow_core")) else {}
+            held = {}
         for name, part in held.items():
             _collect(part, f"{path}.{name}", found, seen)
 
@@ -165,3 +170,12 @@ def test_every_piece_of_state_comes_back(alone: Worker, corpus: Path, tmp_path: 
     assert all(
         any(path.startswith(kind) for path in whole) for kind in (*kinds, "_pace._tables", "optimiser._adam")
     )
+
+
+def test_saves_also_come_by_the_clock(alone: Worker, corpus: Path, tmp_path: Path) -> None:
+    for minutes, steps in ((1e-6, [3, 2, 1]), (60.0, [3])):
+        changes = {"budget__steps": 3, "checkpoint__every_minutes": minutes, "checkpoint__keep": 9}
+        config = tiny_config(corpus, tmp_path, checkpoint__every_steps=1000, **changes)
+        root = str(tmp_path / str(minutes))
+        Trainer(config, gather(config), alone, root).run()
+        assert committed_steps(root) == steps
