@@ -134,6 +134,7 @@ def _trainer(config: TrainConfig, key: str, root: str, begun: float, name: str) 
     return DivisorTrainer(
         work_under_ray,
         lanes=config.data.lanes,
+        key=key,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "key": key,
