@@ -261,6 +261,9 @@ class TrackingSettings(Config):
     """Experiment in MLflow."""
     uri: str | None = None
     """Tracking server; none: MLFLOW_TRACKING_URI, and no tracking where that is not set."""
+    patience_s: float = Field(60.0, ge=0)
+    """Seconds for which the end of training waits for a server that is away; the last checkpoint keeps what it has not
+    taken, and the same command delivers it later."""
 
 
 class TrainConfig(Config):
