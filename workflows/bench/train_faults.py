@@ -24,7 +24,7 @@ from workflows.stack import connect, down, up
 
 VICTIMS = ("worker", "store", "mlflow", "driver", "sigterm", "node")
 AWAY_S = 25.0
-STEPS = 400
+STEPS = 300
 TRIES = 2
 """A run that was over before its moment came is followed by another one, so many times for each kill wanted."""
 

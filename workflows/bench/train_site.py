@@ -109,11 +109,16 @@ class TrainSite:
         self._drivers: list[TrainDriver] = []
         self._root = f"s3://oneflow/train-{self._folder.name}"
 
+    @property
+    def corpus(self) -> Path:
+        """The corpus on local disk."""
+        return self._folder / "corpus"
+
     def start(self) -> None:
         """Nodes are up, the corpus is on S3."""
-        write_corpus(self._folder / "corpus", "faults", CORPUS)
+        write_corpus(self.corpus, "faults", CORPUS)
         filesystem, path = open_fs(join(self._root, "corpus"))
-        filesystem.put(f"{self._folder}/corpus/", f"{path}/", recursive=True)
+        filesystem.put(f"{self.corpus}/", f"{path}/", recursive=True)
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": DEATH}
@@ -139,11 +144,37 @@ class TrainSite:
     def driver(self, name: str, **settings: Any) -> TrainDriver:
         """Trains the run `name`, or goes on with it; `settings` replace keys, `section__key=value` within a section."""
         path = self._folder / f"{name}.yaml"
-        path.write_text(json.dumps(self._config(name, settings)))
+        path.write_text(json.dumps(self.config(name, **settings)))
         assert self._cluster is not None
         environment = {"RAY_ADDRESS": self._cluster.address, "ONEFLOW_STORE_PATIENCE_S": "120"}
         self._drivers.append(TrainDriver(path, environment))
         return self._drivers[-1]
+
+    def config(self, name: str, **settings: Any) -> dict[str, Any]:
+        """The config of the run `name`, as `driver` trains it."""
+        tree: dict[str, Any] = {
+            "name": name,
+            "model": {"dims": {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128}},
+            "data": {
+                "corpora": [{"url": join(self._root, "corpus")}],
+                "tokens": 512,
+                "lanes": 2,
+                "holdout": 0.1,
+                "heldout_packs": 1,
+                "cache_dir": str(self._folder / "cache" / name),
+            },
+            "optimiser": {"lr": 1e-3, "warmup_steps": 5},
+            "budget": {"steps": 400},
+            "checkpoint": {"url": join(self._root, "runs", name), "every_steps": EVERY, "keep": 3},
+            "watch": {"log_every": LOG_EVERY, "heldout_every": 100, "sample_every": 100_000},
+            "compute": {"workers": 2, "device": "cpu"},
+            "registry": {"name": None},
+            "tracking": {"experiment": "faults"},
+        }
+        for key, value in settings.items():
+            section, _, field = key.partition("__")
+            tree[section][field] = value
+        return tree
 
     def root(self, name: str) -> str | None:
         """Where the run keeps its checkpoints; None before it wrote anything."""
@@ -233,31 +264,6 @@ class TrainSite:
         if len(runs) != 1:
             raise OneFlowError("MLflow", f"{len(runs)} runs are called {name}", "one was expected")
         return client, runs[0]
-
-    def _config(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        tree: dict[str, Any] = {
-            "name": name,
-            "model": {"dims": {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128}},
-            "data": {
-                "corpora": [{"url": join(self._root, "corpus")}],
-                "tokens": 512,
-                "lanes": 2,
-                "holdout": 0.1,
-                "heldout_packs": 1,
-                "cache_dir": str(self._folder / "cache" / name),
-            },
-            "optimiser": {"lr": 1e-3, "warmup_steps": 5},
-            "budget": {"steps": 400},
-            "checkpoint": {"url": join(self._root, "runs", name), "every_steps": EVERY, "keep": 3},
-            "watch": {"log_every": LOG_EVERY, "heldout_every": 100, "sample_every": 100_000},
-            "compute": {"workers": 2, "device": "cpu"},
-            "registry": {"name": None},
-            "tracking": {"experiment": "faults"},
-        }
-        for key, value in settings.items():
-            section, _, field = key.partition("__")
-            tree[section][field] = value
-        return tree
 
 
 def _children(node: "Node") -> list[psutil.Process]:

@@ -347,6 +347,9 @@ class TrackingSettings(Config):
     """Tracking server; none: MLFLOW_TRACKING_URI, and no tracking where that is not set."""
     parent_run: str | None = None
     """Run under which this one is nested, as a sweep's trials are."""
+    patience_s: float = Field(60.0, ge=0)
+    """Seconds for which the end of training waits for a server that is away; the last checkpoint keeps what it has not
+    taken, and the same command delivers it later."""
 
 
 class TrainConfig(Config):

@@ -152,6 +152,7 @@ def _trainer(
     return DivisorTrainer(
         work_under_ray,
         lanes=config.data.lanes,
+        key=key,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "key": key,

@@ -27,7 +27,7 @@ from workflows.training.register import Registered, export_and_register
 from workflows.training.schedule import progress
 from workflows.training.start import Start, check_parent, pinned
 from workflows.training.stopping import Stopped
-from workflows.training.worker import FLUSH_S, open_tracker, run_root, tracking_uri
+from workflows.training.worker import open_tracker, run_root, tracking_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def _deliver(config: TrainConfig, materials: Materials, key: str, root: str) -> 
         )
         tracker.json(ATTEMPTS, attempts)
         tracker.resend(_last_state(root).get("unsent_metrics", []))
-        tracker.close("FINISHED", FLUSH_S)
+        tracker.close("FINISHED", config.tracking.patience_s)
 
 
 def _last_state(root: str) -> Mapping[str, Any]:

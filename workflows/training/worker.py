@@ -29,9 +29,9 @@ from workflows.training.stopping import signals
 log = logging.getLogger(__name__)
 
 FLUSH_S = 60.0
-"""Longest wait for what tracking and storage have not taken yet, at the end of a run."""
+"""Longest wait for progress to be written, at the end of a run."""
 LEAVING_S = 5.0
-"""The same where another attempt goes on: a checkpoint carries the rest over."""
+"""Longest wait for tracking where another attempt goes on: a checkpoint carries the rest over."""
 
 
 def work(
@@ -74,7 +74,7 @@ def work(
         if writer:
             writer.close(FLUSH_S)
         if tracker:
-            tracker.close(status, FLUSH_S if status else LEAVING_S)
+            tracker.close(status, config.tracking.patience_s if status else LEAVING_S)
     return outcome
 
 

@@ -18,14 +18,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from workflows.errors import OneFlowError
 from workflows.training import worker
 from workflows.training.best import load_best
 from workflows.training.commit import commit_name
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Progress
+from workflows.training.train import run
 
 
 def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path) -> None:
@@ -184,6 +187,36 @@ def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, 
     assert spent == pytest.approx(goodput["at"] - goodput["begun"], abs=1e-3)
     # What was committed when it stopped was not done again; between the attempts nothing was done.
     assert goodput["lost"] < goodput["steps"] and goodput["restart"] > 0
+
+
+def test_metrics_that_tracking_did_not_take_in_time_are_delivered_by_the_same_command(
+    corpus: Path, tmp_path: Path
+) -> None:
+    tracking = {"experiment": "late", "patience_s": 0.5}
+    away = tiny_config(
+        corpus,
+        tmp_path / "c",
+        tracking={**tracking, "uri": "http://127.0.0.1:9"},
+        registry={"name": None},
+    )
+    launch(away, tmp_path, 1).finish()
+    with pytest.raises(OneFlowError, match="MLflow at .*run the same command again to register"):
+        run(away, say=lambda line: None)
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    client.create_experiment("late", artifact_location=str(tmp_path / "artifacts"))
+    back = away.model_copy(
+        update={"tracking": away.tracking.model_copy(update={"uri": uri, "patience_s": 60})}
+    )
+    for _ in range(2):
+        report = run(back, say=lambda line: None)
+        assert report.run_id is not None
+        told = client.get_run(report.run_id)
+        assert (told.info.status, told.data.tags["oneflow.attempt"]) == ("FINISHED", "1")
+        for metric, every in {"train/loss": 2, "goodput/share": 2, "heldout/loss": 4}.items():
+            steps = [m.step for m in client.get_metric_history(report.run_id, metric)]
+            assert steps == list(range(every, 13, every))
 
 
 def test_another_number_of_workers_goes_on_with_the_same_run(

@@ -10,10 +10,14 @@ import pytest
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.errors import OneFlowError
+from workflows.training.checkpoint import committed_steps
 from workflows.training.failures import clear_failure, explained, read_failure, write_failure
+from workflows.training.loop import Hooks
 from workflows.training.materials import gather
+from workflows.training.parallel import Worker
 from workflows.training.progress import Progress, ProgressWriter, read_progress
 from workflows.training.ray_worker import LASTING
+from workflows.training.worker import run_root, work
 
 
 def test_the_first_failure_that_a_rank_writes_is_told_with_rank_host_cause_and_mend(tmp_path: Path) -> None:
@@ -51,6 +55,19 @@ def test_a_worker_that_died_is_told_and_not_its_peer_that_lost_it() -> None:
         "start it",
     )
     assert explained(RuntimeError("no workers at all"), "r").cause == "RuntimeError: no workers at all"
+
+
+def test_a_node_that_is_about_to_go_is_reason_for_a_checkpoint_once_in_a_while(
+    alone: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked after every step here, it says so once: after step 3, at which no checkpoint is due."""
+    monkeypatch.setattr("workflows.training.loop.LOOK_S", 0.0)
+    write_corpus(tmp_path / "corpus")
+    changes = {"budget__steps": 8, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    config = tiny_config(tmp_path / "corpus", tmp_path / "runs", compute__workers=1, **changes)
+    answers = iter([False, False, True, False, False, False, False, False])
+    work(config, Hooks(leaving=lambda: next(answers)))
+    assert committed_steps(run_root(config, gather(config).run_key)) == [8, 5, 3]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])

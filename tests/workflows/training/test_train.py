@@ -85,13 +85,18 @@ def _runs(client: MlflowClient) -> list[Run]:
 
 
 def kill_one_worker(
-    root: Path, tracking: str, killed: list[int], over: threading.Event, sign: str = "commits/*.json"
+    root: Path,
+    tracking: str,
+    killed: list[int],
+    over: threading.Event,
+    sign: str = "commits/*.json",
+    name: str = "tiny",
 ) -> None:
-    """SIGKILL to a training worker once there is a `sign` below the run and a run of experiment `tiny` is begun."""
+    """SIGKILL to a training worker once there is a `sign` below the run and MLflow has begun the run `name`."""
     client = MlflowClient(tracking)
     while not over.wait(0.05):
         experiment = client.get_experiment_by_name("tiny")
-        begun = experiment is not None and _runs(client)
+        begun = experiment is not None and name in [r.info.run_name for r in _runs(client)]
         if begun and list(root.glob(f"*/{sign}")):
             for process in _our_workers():
                 killed.append(process.pid)
@@ -176,7 +181,7 @@ def test_workers_that_die_before_they_got_anywhere_end_the_run_and_are_named(
     changes = {"compute__max_failures": 0, "budget__steps": 10_000, "checkpoint__every_steps": 10_000}
     config = tiny_config(corpus, tmp_path / "c", name="short-lived", tracking__experiment="tiny", **changes)
     over = threading.Event()
-    arguments = (tmp_path / "c", tracking, [], over, "attempts.json")
+    arguments = (tmp_path / "c", tracking, [], over, "attempts.json", "short-lived")
     killer = threading.Thread(target=kill_one_worker, args=arguments)
     killer.start()
     try:
