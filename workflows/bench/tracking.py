@@ -1,12 +1,12 @@
-"""What tracking costs a step: the demo's network and data with everything on beside everything off, in turn.
+"""What tracking costs a step: the demo's network and data, with everything on and with everything off, in turn.
 
-On is `watch.detail=full` and a real MLflow server; off is basic and none. Both sides train on the same packs, each in a
-process of its own that stands still while the other one steps. A run is the CPU time of all threads of an interval
-between two logs, a step; so what else the machine does falls out, and deliveries that happen meanwhile do not. Samples
-and held-out losses have their own cadence and are left out.
+On is `watch.detail=full` and a real MLflow server; off is neither. One process trains and is switched at every log, so
+that both sides have the same memory and machine: two processes differ by more than what is measured. A run is the CPU
+time of all threads between two logs, a step, deliveries to MLflow included. Samples and held-out losses have their own
+cadence and are left out.
 
-`overhead` is the median over pairs of intervals; as CPU time differs by some per cent from one to the next, `accounted`
-tells it once more: the CPU time inside what tracking adds, by part.
+`overhead` is the median over pairs of neighbours; as CPU time differs by some per cent from one to the next, it is
+told once more as `accounted`: the CPU time inside what tracking adds, by part.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflows.bench.child import Child
 from workflows.bench.data_wait import write_documents
 from workflows.bench.result import Result
+
+if TYPE_CHECKING:
+    from workflows.tracking import Tracker
 
 DOCUMENTS = 2000
 PAIRS = 4
@@ -42,23 +46,14 @@ ADDED = (
 
 def run(runs: int) -> Result:
     """`overhead` and what it consists of, as shares of a step's CPU time without."""
-    with tempfile.TemporaryDirectory(prefix="oneflow-bench-tracking-") as directory, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="oneflow-bench-tracking-") as directory:
         folder = Path(directory)
         write_documents(folder / "shapes", DOCUMENTS)
-        uri = stack.enter_context(_mlflow(folder / "stack"))
-        pairs = max(3, runs * PAIRS)
-        given = {"corpus": str(folder / "shapes"), "steps": EVERY * (pairs + 3)}
-        sides = {
-            name: stack.enter_context(
-                Child(f"{__name__}:trained", {**given, "root": str(folder / name), "uri": to})
-            )
-            for name, to in (("on", uri), ("off", None))
-        }
-        told: dict[str, list[dict[str, Any]]] = {"on": [], "off": []}
-        for number in range(pairs + 1):
-            for name in ("on", "off") if number % 2 else ("off", "on"):
-                told[name].append(sides[name].ask())
-    return _result(told["on"][1:], told["off"][1:])
+        with _mlflow(folder / "stack") as uri:
+            given = {"corpus": str(folder / "shapes"), "root": str(folder / "run"), "uri": uri}
+            with Child(f"{__name__}:trained", given) as child:
+                told = child.ask(pairs=max(3, runs * PAIRS))["intervals"]
+    return _result(told[0::2], told[1::2])
 
 
 def _result(on: list[dict[str, Any]], off: list[dict[str, Any]]) -> Result:
@@ -95,43 +90,64 @@ def _mlflow(directory: Path) -> Iterator[str]:
         down(directory, purge=True)
 
 
-def trained(corpus: str, root: str, steps: int, uri: str | None) -> Callable[[], dict[str, Any]]:
-    """Answers each time with what the next interval cost this process."""
-    logged, go = threading.Semaphore(0), threading.Semaphore(0)
-    spent: dict[str, float] = defaultdict(float)
+def trained(corpus: str, root: str, uri: str) -> Callable[[int], dict[str, Any]]:
+    """Answers with what each interval cost this process, on and off in turn."""
 
-    def pause(progress: object) -> None:
-        logged.release()
-        go.acquire()
-
-    thread = threading.Thread(target=_train, args=(corpus, root, steps, uri, pause, spent), daemon=True)
-    thread.start()
-    logged.acquire()
-    last = {"cpu": time.process_time(), "delivery": 0.0}
-
-    def answer() -> dict[str, Any]:
-        begun, before = time.perf_counter(), spent.copy()
-        go.release()
-        logged.acquire()
-        cpu, delivery = time.process_time(), _delivery_s()
-        parts = {name: value - before.get(name, 0.0) for name, value in spent.items()}
-        if uri:
-            parts["delivery"] = delivery - last["delivery"]
-        found = {"cpu_s": cpu - last["cpu"], "wall_s": time.perf_counter() - begun, "parts": parts}
-        last.update(cpu=cpu, delivery=delivery)
-        return found
+    def answer(pairs: int) -> dict[str, Any]:
+        switch = Switch()
+        for target in ADDED:
+            switch.put_before(target)
+        _train(corpus, root, uri, switch, 2 * pairs + 2)
+        return {"intervals": switch.intervals[1 : 2 * pairs + 1]}
 
     return answer
 
 
-def _train(
-    corpus: str,
-    root: str,
-    steps: int,
-    uri: str | None,
-    pause: Callable[[object], None],
-    spent: dict[str, float],
-) -> None:
+@dataclass
+class Switch:
+    """Lets what tracking adds run in every other interval, and keeps what each interval took."""
+
+    on: bool = False
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    intervals: list[dict[str, Any]] = field(default_factory=list)
+    began: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """CPU, wall and delivery seconds at the last log."""
+
+    def put_before(self, target: str) -> None:
+        """`target` ("module:Class.method") does nothing when off, and its CPU time is counted when on."""
+        from importlib import import_module
+
+        module, _, path = target.partition(":")
+        owner, _, method = path.partition(".")
+        held = getattr(import_module(module), owner)
+        setattr(held, method, self.switched(getattr(held, method), path))
+
+    def switched(self, act: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """`act`, or what gives an empty mapping."""
+
+        def switched(*args: Any, **options: Any) -> Any:
+            if not self.on:
+                return {}
+            begun = time.thread_time()
+            found = act(*args, **options)
+            self.spent[name] += time.thread_time() - begun
+            return found
+
+        return switched
+
+    def turn(self, tracker: Tracker) -> None:
+        """An interval is over; what it logged is waited for."""
+        while tracker.unsent():
+            time.sleep(0.01)
+        now = time.process_time(), time.perf_counter(), _delivery_s()
+        cpu, wall, delivery = (a - b for a, b in zip(now, self.began, strict=True))
+        parts = {**self.spent, "delivery": delivery} if self.on else {}
+        self.intervals.append({"cpu_s": cpu, "wall_s": wall, "parts": parts})
+        self.spent.clear()
+        self.on, self.began = not self.on, now
+
+
+def _train(corpus: str, root: str, uri: str, switch: Switch, intervals: int) -> None:
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     from workflows.config import load
     from workflows.training.loop import Hooks, Trainer
@@ -139,38 +155,17 @@ def _train(
     from workflows.training.parallel import join_group
     from workflows.training.worker import open_tracker
 
-    never, detail = 10**6, "full" if uri else "basic"
-    watch = f"{{log_every: {EVERY}, heldout_every: {never}, sample_every: {never}, detail: {detail}}}"
-    changes = [f"data.corpora=[{{url: {corpus}}}]", f"budget.steps={steps}", f"watch={watch}"]
+    never = 10**6
+    watch = f"{{log_every: {EVERY}, heldout_every: {never}, sample_every: {never}}}"
+    changes = [f"data.corpora=[{{url: {corpus}}}]", f"budget.steps={EVERY * intervals}", f"watch={watch}"]
     changes += ["budget.max_minutes=null", "data.holdout=0", f"checkpoint.url={root}"]
-    changes += ["compute.workers=1", "data.cache_gb=0", f"checkpoint.every_steps={never}"]
-    config = load("train", "shapes-nano", [*changes, f"tracking.uri={uri or 'null'}"])
-    if uri:
-        _clock(spent)
+    changes += ["compute.workers=1", f"checkpoint.every_steps={never}", f"tracking.uri={uri}"]
+    config = load("train", "shapes-nano", changes)
     materials, worker = gather(config), join_group(config.compute)
-    tracker = open_tracker(config, materials, materials.run_key) if uri else None
-    Trainer(config, materials, worker, root, tracker, Hooks(progress=pause)).run()
-
-
-def _clock(spent: dict[str, float]) -> None:
-    """Adds the CPU time of this thread inside each of ADDED to `spent`."""
-    from importlib import import_module
-
-    for target in ADDED:
-        module, _, path = target.partition(":")
-        owner, _, method = path.partition(".")
-        held = getattr(import_module(module), owner)
-        setattr(held, method, _clocked(getattr(held, method), path, spent))
-
-
-def _clocked(act: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
-    def clocked(*args: Any, **options: Any) -> Any:
-        begun = time.thread_time()
-        found = act(*args, **options)
-        spent[name] += time.thread_time() - begun
-        return found
-
-    return clocked
+    tracker = open_tracker(config, materials, materials.run_key)
+    assert tracker
+    Trainer(config, materials, worker, root, tracker, Hooks(progress=lambda _: switch.turn(tracker))).run()
+    tracker.close()
 
 
 def _delivery_s() -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 
 import pytest
 
-from workflows.bench.tracking import EVERY, _clocked, _result
+from workflows.bench.tracking import EVERY, Switch, _result
 
 
 def test_the_overhead_is_the_median_of_pairs_and_its_parts_add_up() -> None:
@@ -29,13 +28,15 @@ def test_the_overhead_is_the_median_of_pairs_and_its_parts_add_up() -> None:
     assert told["wall_s"] == pytest.approx({"on": 2.0 / EVERY, "off": 1.0 / EVERY})
 
 
-def test_the_clock_counts_the_calls_own_work_and_not_its_waiting() -> None:
-    spent: dict[str, float] = defaultdict(float)
+def test_what_is_switched_off_does_nothing_and_what_is_on_counts_its_work_and_not_its_waiting() -> None:
+    switch = Switch()
 
     def work(loops: int) -> int:
         time.sleep(0.2)
         return sum(i * i for i in range(loops))
 
-    begun = time.thread_time()
-    assert _clocked(work, "work", spent)(300_000) == sum(i * i for i in range(300_000))
-    assert 0 < spent["work"] <= time.thread_time() - begun
+    switched = switch.switched(work, "work")
+    assert switched(300_000) == {} and not switch.spent
+    switch.on, begun = True, time.thread_time()
+    assert switched(300_000) == sum(i * i for i in range(300_000))
+    assert 0 < switch.spent["work"] <= time.thread_time() - begun
