@@ -1,6 +1,7 @@
 """All that is known of one run, out of MLflow: config, corpora, code, machine, curves, evaluations, versions."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run. `config` is flat, by dotted key; `metrics` are the latest values."""
+    """One run. `config` is flat, by dotted key; `metrics` are the latest values that are numbers."""
 
     id: str
     name: str
@@ -128,7 +129,7 @@ def record_of(client: "MlflowClient", run: "Run") -> Record:
         tags=data.tags,
         config=flattened(config_of(client, run)),
         corpora=_corpora(run),
-        metrics=data.metrics,
+        metrics={name: value for name, value in data.metrics.items() if math.isfinite(value)},
         histories=read(client, info.run_id, wanted),
         evaluations=_evaluations(client, info.run_id),
         versions=tuple(sorted(f"{v.name}/{v.version}" for v in versions)),

@@ -43,9 +43,16 @@ def changes(config: TrainConfig) -> tuple[str, dict[str, Any]]:
 def changed_line(config: TrainConfig) -> str:
     """`changes` in one line: the preset, then what --set takes; "" for a config of defaults."""
     preset, keys = changes(config)
-    found = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+    found = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in _places_last(keys)
+    ]
     more = [f"and {len(found) - LONGEST} more"] if len(found) > LONGEST else []
     return " ".join([*filter(None, [preset]), *found[:LONGEST], *more])
+
+
+def _places_last(keys: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """URLs are long, and tell least."""
+    return sorted(keys.items(), key=lambda pair: pair[0].endswith(".url"))
 
 
 def experiment_note(experiment: str) -> str:
