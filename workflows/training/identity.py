@@ -59,7 +59,7 @@ def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
         "oneflow.encoder": _first(m.encoder for m in materials.manifests),
         "oneflow.tokenizer": materials.tokenizer.digest,
         "oneflow.objective": config.objective.kind,
-        "oneflow.parameters": str(sum(p.numel() for p in materials.build_model(0).parameters())),
+        "oneflow.parameters": str(_parameters(materials)),
     }
 
 
@@ -101,6 +101,16 @@ def config_path(config_digest: str) -> str:
 def corpora_of(tags: Mapping[str, str]) -> tuple[CorpusRef, ...]:
     """The corpora that a run or a version names; none where it was registered before they were kept."""
     return tuple(CorpusRef(**entry) for entry in json.loads(tags.get(CORPORA) or "[]"))
+
+
+def _parameters(materials: Materials) -> int:
+    """Counted without memory for them."""
+    import torch
+
+    from oneflow_core.model import OneFlowModel
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in OneFlowModel(materials.model_config).parameters())
 
 
 def _first(ids: Iterable[str | None]) -> str:

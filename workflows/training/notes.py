@@ -3,9 +3,11 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from workflows.config import flattened, load, presets
+from workflows.errors import UsageError
 from workflows.revision import DIRTY
 from workflows.tracking import COMMIT
 from workflows.training.charts import TITLE, view_path
@@ -142,9 +144,10 @@ oneflow train run.yaml --set name={shlex.quote(name)}-again
 
 
 def _origins(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Every preset, and the defaults over what a config must name."""
+    """Every preset, and the defaults over what a config must name. A description never stops a training."""
     for name in presets("train"):
-        yield name, load("train", name)
+        with suppress(UsageError):
+            yield name, load("train", name)
     data = {"corpora": [corpus.model_dump() for corpus in config.data.corpora]}
     yield "", TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
 
