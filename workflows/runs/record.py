@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CURVED = ("heldout/", "train/")
 """Groups of metrics whose histories are compared."""
+UNCURVED = ("train/progress", "train/kappa/")
+"""Of these, what says where a run is, not how it does."""
 FIRST = "heldout/loss"
 ENVIRONMENT = ("torch", "device", "world_size")
 EVALUATION = "evaluation"
@@ -117,7 +119,8 @@ def corpus_json(corpus: Corpus) -> dict[str, Any]:
 def record_of(client: "MlflowClient", run: "Run") -> Record:
     """All that the server says of `run`; what a run of old has not is left empty."""
     info, data = run.info, run.data
-    wanted = sorted(k for k in data.metrics if k.startswith(CURVED) or k in (STEP_S, TOKENS_PER_S))
+    curved = {k for k in data.metrics if k.startswith(CURVED) and not k.startswith(UNCURVED)}
+    wanted = sorted(curved | ({STEP_S, TOKENS_PER_S} & data.metrics.keys()))
     versions = client.search_model_versions(f"run_id = '{info.run_id}'")
     return Record(
         id=info.run_id,

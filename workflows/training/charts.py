@@ -28,7 +28,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "train/text/zero",
     ),
     "Gradient norm and learning rate": ("train/grad_norm", "train/lr"),
-    "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu"),
+    "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu", "goodput/share"),
 }
 """Title of a section -> its charts, one a metric; MLflow titles a chart by its metric."""
 DIFFERENCES = "What differs"
