@@ -213,6 +213,12 @@ pipeline = OneFlowPipeline.from_pretrained("this directory")
 document.segments[0].save("circle.png")
 ```
 
+```
+oneflow generate DIRECTORY --prompt "a large red circle"
+oneflow evaluate DIRECTORY
+oneflow serve DIRECTORY
+```
+
 It knows what its corpus showed and nothing else. Nothing it makes has been filtered.
 """
 

@@ -10,6 +10,7 @@ from html import escape
 WIDTH, HEIGHT = 320, 180
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 26
 MOST_POINTS = 300
+MOST_TICKS = 6
 HUES = 8
 """Colours of curves that are drawn together; they come again where there are more."""
 
@@ -60,7 +61,7 @@ def overlay(title: str, curves: Sequence[Curve], axis: str = "step") -> str:
                 _across(
                     TOP + (high - t) / (high - low) * (HEIGHT - TOP - BOTTOM), _short(10**t if log else t)
                 )
-                for t in _ticks(low, high)
+                for t in (_log_ticks if log else _ticks)(low, high)
             ),
             _foot(LEFT, f"{axis} {_round(first)}", "start"),
             _foot(WIDTH - RIGHT, f"{axis} {_round(last)}", "end"),
@@ -91,6 +92,14 @@ def _ticks(low: float, high: float) -> list[float]:
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms inside [low, high] of 1, 2 and 5 times powers of ten, or of some of these powers alone."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    marks = [k + math.log10(m) for k in decades for m in (1, 2, 5) if low <= k + math.log10(m) <= high]
+    powers = [float(k) for k in decades if low <= k <= high]
+    return marks if len(marks) <= MOST_TICKS else powers[:: math.ceil(len(powers) / MOST_TICKS)]
 
 
 def _short(value: float) -> str:

@@ -297,7 +297,7 @@ def _describe_experiment(session: _Session, spec: RunSpec, number: str) -> None:
 
 
 def _unset(tags: Mapping[str, str], held: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in tags.items() if key not in held}
+    return {key: value for key, value in tags.items() if not held.get(key)}
 
 
 def _send_tags(session: _Session, tags: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from oneflow_core.flops import NeededFlops
 from oneflow_core.packing import Pack
 from workflows.config import load
-from workflows.device_rate import product_rate
+from workflows.device_rate import device_name, product_rate, sheet_rate
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Hooks, Progress, Trainer
 from workflows.training.materials import Materials, gather

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oneflow_core.data.manifest import Input, Manifest, ManifestError
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 NAMED = 3
 """Files that a finding names."""
+WEIGHTS_DIRECTORY = "model"
+BLOCK = 1 << 22
 BROKEN = ("gone", "changed")
 """States of a source's file that break the lineage."""
 
@@ -85,15 +86,28 @@ def _digest_of_weights(client: "MlflowClient", model: ModelLink) -> str:
     from mlflow.exceptions import MlflowException
 
     if not model.name:
-        return sha256_of(join(model.uri, "model/model.safetensors"))
+        return _digest(join(model.uri, WEIGHTS_DIRECTORY))
     with tempfile.TemporaryDirectory(prefix="oneflow-lineage-") as directory:
+        uri = f"{model.uri}/{WEIGHTS_DIRECTORY}"
         try:
-            uri = f"{model.uri}/model/model.safetensors"
-            path = download_artifacts(uri, dst_path=directory, tracking_uri=client.tracking_uri)
+            return _digest(download_artifacts(uri, dst_path=directory, tracking_uri=client.tracking_uri))
         except MlflowException as error:
             raise OneFlowError(model.uri, str(error), "register it anew") from error
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(directory: str) -> str:
+    """SHA-256 of the weights in `directory`: of all files in the order of their names, where there are several."""
+    found = hashlib.sha256()
+    with explained(directory):
+        filesystem, path = open_fs(directory)
+        names = sorted(name for name in filesystem.ls(path, detail=False) if name.endswith(".safetensors"))
+        for name in names:
+            with filesystem.open(name) as file:
+                while block := file.read(BLOCK):
+                    found.update(block)
+    if not names:
+        raise OneFlowError(directory, "there are no weights", "register the model anew")
+    return found.hexdigest()
 
 
 def _run(client: "MlflowClient", model: ModelLink) -> Iterator[Check]:

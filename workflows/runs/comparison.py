@@ -1,6 +1,6 @@
 """What differs between runs: config, data, code, environment, results. Nothing here asks a server."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Comparison:
     equal: Mapping[Axis, tuple[float, Mapping[str, list[float | None]]]]
     """By axis: the place that all runs reached, and their held-out losses there."""
     evaluations: Mapping[str, list[float | None]]
-    """`suite: metric`, of the suites that more than none of the runs were asked."""
+    """`suite: metric`, of every suite that one of the runs was asked."""
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,9 +75,9 @@ def compare(records: Sequence[Record]) -> Comparison:
         records=tuple(records),
         config=config,
         data=data,
-        code=_differing({"commit": lambda r: r.commit, "lock_sha256": lambda r: r.lock}, records),
+        code=_differing({"commit": [r.commit for r in records], "lock_sha256": [r.lock for r in records]}),
         commits=tuple(_commits(records[0], record) for record in records),
-        environment=_differing({n: lambda r, n=n: r.environment[n] for n in ENVIRONMENT}, records),  # type: ignore[misc]
+        environment=_differing({n: [r.environment[n] for r in records] for n in ENVIRONMENT}),
         results=_results(records, heldout),
         equal={axis: _equal(records, heldout, axis) for axis in AXES},
         evaluations=_evaluations(records),
@@ -108,10 +108,7 @@ def _data(records: Sequence[Record]) -> dict[str, list[Corpus | None]]:
     return {name: row for name, row in rows.items() if len({c and c.ref.version for c in row}) > 1}
 
 
-def _differing(
-    facts: Mapping[str, Callable[[Record], str]], records: Sequence[Record]
-) -> dict[str, list[str]]:
-    rows = {name: [fact(record) for record in records] for name, fact in facts.items()}
+def _differing(rows: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
 

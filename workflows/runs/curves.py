@@ -1,5 +1,6 @@
 """Metric histories over steps, over tokens and over the seconds that were really trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -63,9 +64,10 @@ class Histories:
 
 
 def read(client: "MlflowClient", run_id: str, names: list[str]) -> Histories:
-    """The histories of `names`; a step that was logged twice keeps the value logged last."""
+    """The histories of `names`; a step that was logged twice keeps what came last, values that are no number go."""
     found: dict[str, Points] = {}
     for name in names:
         history = sorted(client.get_metric_history(run_id, name), key=lambda m: (m.step, m.timestamp))
-        found[name] = tuple(sorted({float(m.step): float(m.value) for m in history}.items()))
+        steps = {float(m.step): float(m.value) for m in history}
+        found[name] = tuple((s, v) for s, v in sorted(steps.items()) if math.isfinite(v))
     return Histories({name: points for name, points in found.items() if points})

@@ -1,5 +1,6 @@
 """A run in one line of a list."""
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ STEPPED = ("train/loss", "heldout/loss")
 
 def row(run: "Run", experiments: Mapping[str, str]) -> dict[str, Any]:
     """What a list says of `run`; `experiments` names them by id."""
+    loss = run.data.metrics.get("heldout/loss")
     steps = {m.key: m.step for m in run.data.to_proto().metrics}
     return {
         "id": run.info.run_id,
@@ -30,7 +32,7 @@ def row(run: "Run", experiments: Mapping[str, str]) -> dict[str, Any]:
         "key": run.data.tags.get(RUN_KEY, ""),
         "began_ms": run.info.start_time,
         "step": max((steps[name] for name in STEPPED if name in steps), default=0),
-        "heldout_loss": run.data.metrics.get("heldout/loss"),
+        "heldout_loss": loss if loss is not None and math.isfinite(loss) else None,
         "changed": run.data.tags.get(CHANGED, ""),
     }
 

@@ -18,7 +18,6 @@ TITLES: dict[Axis, str] = {
     "seconds": "over seconds of training",
 }
 GROUPS = ("heldout/", "train/")
-UNDRAWN = ("train/progress",)
 
 
 def render(comparison: Comparison) -> str:
@@ -43,9 +42,7 @@ def render(comparison: Comparison) -> str:
 
 def charts(records: Sequence[Record], axis: Axis) -> list[tuple[str, str]]:
     """Name and SVG of each metric that is compared; held-out losses first."""
-    names = {name for record in records for name in record.histories.points if name.startswith(GROUPS)} - {
-        *UNDRAWN
-    }
+    names = {name for record in records for name in record.histories.points if name.startswith(GROUPS)}
     found = []
     for name in sorted(names, key=lambda name: (name != FIRST, not name.startswith(GROUPS[0]), name)):
         curves = [Curve(r.name, r.histories.over(name, axis)) for r in records]

@@ -1,6 +1,7 @@
 """All that is known of one run, out of MLflow: config, corpora, code, machine, curves, evaluations, versions."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 CURVED = ("heldout/", "train/")
 """Groups of metrics whose histories are compared."""
+UNCURVED = ("train/progress", "train/kappa/")
+"""Of these, what says where a run is, not how it does."""
 FIRST = "heldout/loss"
 ENVIRONMENT = ("torch", "device", "world_size")
 EVALUATION = "evaluation"
@@ -33,7 +36,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run. `config` is flat, by dotted key; `metrics` are the latest values."""
+    """One run. `config` is flat, by dotted key; `metrics` are the latest values that are numbers."""
 
     id: str
     name: str
@@ -116,7 +119,8 @@ def corpus_json(corpus: Corpus) -> dict[str, Any]:
 def record_of(client: "MlflowClient", run: "Run") -> Record:
     """All that the server says of `run`; what a run of old has not is left empty."""
     info, data = run.info, run.data
-    wanted = sorted(k for k in data.metrics if k.startswith(CURVED) or k in (STEP_S, TOKENS_PER_S))
+    curved = {k for k in data.metrics if k.startswith(CURVED) and not k.startswith(UNCURVED)}
+    wanted = sorted(curved | ({STEP_S, TOKENS_PER_S} & data.metrics.keys()))
     versions = client.search_model_versions(f"run_id = '{info.run_id}'")
     return Record(
         id=info.run_id,
@@ -128,7 +132,7 @@ def record_of(client: "MlflowClient", run: "Run") -> Record:
         tags=data.tags,
         config=flattened(config_of(client, run)),
         corpora=_corpora(run),
-        metrics=data.metrics,
+        metrics={name: value for name, value in data.metrics.items() if math.isfinite(value)},
         histories=read(client, info.run_id, wanted),
         evaluations=_evaluations(client, info.run_id),
         versions=tuple(sorted(f"{v.name}/{v.version}" for v in versions)),

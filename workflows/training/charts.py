@@ -28,17 +28,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "train/text/zero",
     ),
     "Gradient norm and learning rate": ("train/grad_norm", "train/lr"),
-    "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu"),
+    "Speed": ("speed/tokens_per_s", "speed/step_s", "speed/data_wait", "speed/mfu", "goodput/share"),
 }
 """Title of a section -> its charts, one a metric; MLflow titles a chart by its metric."""
 DIFFERENCES = "What differs"
 COLUMNS = {
-    "attributes.`Created`": 150,
-    "attributes.`Dataset`": 240,
-    "metrics.`heldout/loss`": 110,
-    "metrics.`train/loss`": 110,
-    "params.`objective.kind`": 120,
-    "params.`optimiser.lr`": 110,
+    "attributes.`Created`": 130,
+    "attributes.`Dataset`": 220,
+    "metrics.`heldout/loss`": 95,
+    "metrics.`train/loss`": 95,
+    "params.`objective.kind`": 110,
+    "params.`optimiser.lr`": 100,
     "tags.`oneflow.changed`": 360,
 }
 """Columns of the table, and their widths in pixels."""

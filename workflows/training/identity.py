@@ -49,8 +49,6 @@ class CorpusRef:
 def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
     """What a run of `config`, and every version that comes of it, is made of: code, packages, data, encoders."""
     lock, lock_of = lock_digest()
-    with torch.device("meta"):
-        shapes = OneFlowModel(materials.model_config)
     refs = [CorpusRef.of(manifest) for manifest in materials.manifests]
     return {
         COMMIT: git_commit(),
@@ -65,7 +63,7 @@ def made_of(config: TrainConfig, materials: Materials) -> dict[str, str]:
         "oneflow.tokenizer": materials.tokenizer.digest,
         **(materials.start.tags if materials.start else {}),
         "oneflow.objective": config.objective.kind,
-        "oneflow.parameters": str(sum(p.numel() for p in shapes.parameters())),
+        "oneflow.parameters": str(_parameters(materials)),
     }
 
 
@@ -105,6 +103,12 @@ def config_path(config_digest: str) -> str:
 def corpora_of(tags: Mapping[str, str]) -> tuple[CorpusRef, ...]:
     """The corpora that a run or a version names; none where it was registered before they were kept."""
     return tuple(CorpusRef(**entry) for entry in json.loads(tags.get(CORPORA) or "[]"))
+
+
+def _parameters(materials: Materials) -> int:
+    """Counted without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in OneFlowModel(materials.model_config).parameters())
 
 
 def _first(ids: Iterable[str | None]) -> str:

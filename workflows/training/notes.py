@@ -3,9 +3,11 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from workflows.config import flattened, load, presets
+from workflows.errors import UsageError
 from workflows.revision import DIRTY
 from workflows.tracking import COMMIT
 from workflows.training.charts import TITLE, view_path
@@ -43,9 +45,16 @@ def changes(config: TrainConfig) -> tuple[str, dict[str, Any]]:
 def changed_line(config: TrainConfig) -> str:
     """`changes` in one line: the preset, then what --set takes; "" for a config of defaults."""
     preset, keys = changes(config)
-    found = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+    found = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in _places_last(keys)
+    ]
     more = [f"and {len(found) - LONGEST} more"] if len(found) > LONGEST else []
     return " ".join([*filter(None, [preset]), *found[:LONGEST], *more])
+
+
+def _places_last(keys: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """URLs are long, and tell least."""
+    return sorted(keys.items(), key=lambda pair: pair[0].endswith(".url"))
 
 
 def experiment_note(experiment: str) -> str:
@@ -135,9 +144,10 @@ oneflow train run.yaml --set name={shlex.quote(name)}-again
 
 
 def _origins(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Every preset, and the defaults over what a config must name."""
+    """Every preset, and the defaults over what a config must name. A description never stops a training."""
     for name in presets("train"):
-        yield name, load("train", name)
+        with suppress(UsageError):
+            yield name, load("train", name)
     data = {"corpora": [corpus.model_dump() for corpus in config.data.corpora]}
     yield "", TrainConfig.model_validate({"data": data, "checkpoint": {"url": config.checkpoint.url}})
 

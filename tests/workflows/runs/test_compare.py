@@ -36,6 +36,7 @@ SLOW: Logged = {
     "speed/tokens_per_s": {2: 50.0, 4: 50.0},
     "train/loss": {2: 8.0, 4: 5.0},
     "heldout/loss": {2: 8.5, 4: 5.5},
+    "heldout/text/ce": {2: 1.0, 4: float("nan")},
 }
 Ids = tuple[str, str, str]
 
@@ -69,7 +70,15 @@ def call(*arguments: str, code: int = 0) -> Any:
         assert isinstance(done.exception, UsageError)
         return str(done.exception)
     assert done.exit_code == 0, done.output
-    return json.loads(done.stdout.splitlines()[-1]) if "--json" in arguments else done.stdout
+    return (
+        json.loads(done.stdout.splitlines()[-1], parse_constant=no_number)
+        if "--json" in arguments
+        else done.stdout
+    )
+
+
+def no_number(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
 
 
 def test_list_names_runs_of_all_experiments_newest_first(runs: Ids) -> None:
@@ -116,10 +125,14 @@ def test_compare_tells_what_differs_and_nothing_else(runs: Ids) -> None:
     assert (found["data"], found["environment"], found["diffs"]) == ({}, {}, [])
     assert found["results"]["best heldout/loss"] == [6.5, 5.5]
     assert found["results"]["tokens/s"] == pytest.approx([100.0, 50.0])
-    assert found["equal"]["step"] == {"at": 4.0, "values": {"heldout/loss": [7.5, 5.5]}}
-    assert found["equal"]["tokens"] == {"at": 400.0, "values": {"heldout/loss": [7.5, 5.5]}}
+    assert found["equal"]["step"]["at"] == 4.0
+    assert found["equal"]["step"]["values"]["heldout/loss"] == [7.5, 5.5]
+    assert found["equal"]["tokens"]["at"] == 400.0
+    assert found["equal"]["tokens"]["values"]["heldout/loss"] == [7.5, 5.5]
     # Both trained for as long; the faster one's last value counts, not the one of the same step.
-    assert found["equal"]["seconds"] == {"at": 6.0, "values": {"heldout/loss": [6.5, 8.5]}}
+    assert found["equal"]["seconds"]["at"] == 6.0
+    assert found["equal"]["seconds"]["values"]["heldout/loss"] == [6.5, 8.5]
+    assert found["equal"]["step"]["values"]["heldout/text/ce"] == [None, 1.0], "what is no number is left out"
     assert not [w for w in found["warnings"] if "held-out" in w]
 
 
@@ -142,9 +155,9 @@ def test_the_page_draws_every_run_in_every_chart_and_needs_no_network(runs: Ids,
     page = (tmp_path / "out" / "index.html").read_text()
     assert "src=" not in page and "href=" not in page
     drawings = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
-    assert len(drawings) == 3 * 2
-    for drawing in drawings:
-        assert len([e for e in drawing.iter() if str(e.get("class")).startswith("line hue")]) == 3
+    assert len(drawings) == 3 * 3
+    drawn = [sum(str(e.get("class")).startswith("line hue") for e in drawing.iter()) for drawing in drawings]
+    assert drawn == 3 * [3, 2, 3], "heldout/text/ce was logged by two of them"
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [r["id"] for r in data["runs"]] == list(runs)
 

@@ -183,3 +183,23 @@ def test_a_run_that_was_deleted_is_told(client: MlflowClient, made: Made) -> Non
     assert call()["parent"]["run"]["gone"] == "marked as deleted"
     assert "marked as deleted" in broken()
     client.restore_run(run_id)
+
+
+def test_a_parent_outside_the_registry_tells_what_its_index_knows(made: Made, tmp_path: Path) -> None:
+    outside = tmp_path / "stage-1"
+    OneFlowPipeline.from_pretrained(f"models:/lineage/{made.parent.version}").save_pretrained(outside)
+    index = json.loads((outside / "model_index.json").read_text())
+    tags = {"oneflow.parent_model": str(outside), "oneflow.parent_weights_sha256": index["model_sha256"]}
+    config = config_of(made.base / "two", made.base / "checkpoints", "lineage", name="three", seed=2)
+    config = config.model_copy(
+        update={"registry": config.registry.model_copy(update={"name": "outside", "alias": "newest"})}
+    )
+    tracked(config, {"heldout/loss": {12: 1.25}}, tags)
+    registered(config)
+    line = call("--verify", model="models:/outside@newest")
+    parent = line["parent"]
+    assert (parent["uri"], parent["codec"]) == (str(outside), index["latent_codec_id"])
+    assert parent["corpus_version"] == index["notes"]["corpus_version"] == "tiny@000000000000"
+    assert all(check["ok"] for check in line["checks"])
+    shutil.rmtree(outside)
+    assert call(model="models:/outside@newest")["parent"]["gone"]

@@ -24,6 +24,7 @@ from workflows.training.notes import NOTE, changed_line, run_name
         (["name=mine", "compute.workers=1", "watch.log_every=7"], "shapes-nano"),
         (["name=mine", "optimiser.lr=3e-4"], "shapes-nano optimiser.lr=0.0003"),
         (["model.dims.layers=9"], "shapes-nano model.dims.layers=9"),
+        (["data.corpora.0.url=/c", "seed=3"], "shapes-nano seed=3 data.corpora.0.url=/c"),
     ],
 )
 def test_what_a_run_changed_is_told_against_the_nearest_preset(overrides: list[str], line: str) -> None:
