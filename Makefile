@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 UV := uv==0.13.9
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check bench manifests lock
+.PHONY: setup demo test test-corpus test-training test-rest check bench manifests lock
 
 setup: $(VENV)/.ready
 
@@ -28,10 +28,21 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/oneflow demo
 
-# The method's tests share nothing and run side by side; the others start servers and run one after the other.
+# The method's tests share nothing and run side by side. The others start servers, and wait for them more than they
+# compute: those of a part run one after the other, the parts beside each other.
 test: setup
 	$(BIN)/python -m pytest tests/core -n 2
-	$(BIN)/python -m pytest tests --ignore tests/core --durations 15
+	@$(MAKE) --no-print-directory -j 3 -Oline test-corpus test-training test-rest
+
+test-corpus: setup
+	$(BIN)/python -m pytest tests/workflows/corpus --durations 8
+
+test-training: setup
+	$(BIN)/python -m pytest tests/workflows/training --durations 8
+
+test-rest: setup
+	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/workflows/corpus \
+		--ignore tests/workflows/training --durations 8
 
 check: setup
 	$(BIN)/ruff format $(if $(CI),--check) .
