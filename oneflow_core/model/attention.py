@@ -167,33 +167,40 @@ def attend(
     precision on a GPU, rows that are the tokens in their order go to a kernel that takes them as they lie; all else
     goes to `otherwise`, which is `rectangles` or stands for it.
     """
-    if plan.start_B1 is not None and _kernel_takes_runs(q_THd):
-        starts, longest = plan.start_B1, plan.longest
-        return (_KERNELS or load_kernel())[0](q_THd, k_RGd, v_RGd, starts, starts, longest, longest)
+    if plan.start_B1 is not None and _suits_kernel(q_THd):
+        kernel = (_KERNELS or load_kernel())[0]
+        if kernel is not None:
+            starts, longest = plan.start_B1, plan.longest
+            return kernel(q_THd, k_RGd, v_RGd, starts, starts, longest, longest)
     return (otherwise or rectangles)(q_THd, k_RGd, v_RGd, plan)
 
 
-def _kernel_takes_runs(q_THd: Tensor) -> bool:
-    """FlashAttention: half precision, heads up to 256 wide in steps of 8."""
+def _suits_kernel(q_THd: Tensor) -> bool:
+    """FlashAttention: half precision on a GPU, heads up to 256 wide in steps of 8."""
     half = q_THd.dtype in (torch.bfloat16, torch.float16)
     return q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256
 
 
-def load_kernel() -> list[Callable[..., Tensor]]:
-    """torch's attention over runs of different lengths, where key/value heads may be fewer than query heads.
+def load_kernel() -> list[Callable[..., Tensor] | None]:
+    """torch's attention over runs of different lengths; [None] on GPUs before Ampere, which do not have it.
 
     Imported when it is first needed, as it brings torch's compiler with it; what compiles a trunk calls this before.
     """
-    if not _KERNELS:
+    if not _KERNELS and torch.cuda.get_device_capability()[0] < AMPERE:
+        _KERNELS.append(None)
+    elif not _KERNELS:
         from torch.nn.attention.varlen import varlen_attn
 
-        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
         kernel: Callable[..., Any] = varlen_attn
+        # Fewer key/value heads than query heads: torch 2.11 takes them as they are, later ones ask for the word.
+        grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
         _KERNELS.append(partial(kernel, enable_gqa=True) if grouped else kernel)
     return _KERNELS
 
 
-_KERNELS: list[Callable[..., Tensor]] = []
+_KERNELS: list[Callable[..., Tensor] | None] = []
+AMPERE = 8
+"""Major number of the compute capability from which FlashAttention runs."""
 
 
 def rectangles(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> Tensor:

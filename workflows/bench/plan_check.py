@@ -7,6 +7,8 @@ Utilisation counts the FLOPs that the method needs for the tokens that were kept
 """
 
 import gc
+import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -94,8 +96,11 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
             continue
         try:
             found[name] = _measured(config, objective, packs, VARIANTS[name], runs, device, size.precision)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except (
+            Exception
+        ) as error:  # What one variant cannot do on this device does not keep the others from it.
             found[name] = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
+        print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
         gc.collect()
         if device != "cpu":
             torch.cuda.empty_cache()
