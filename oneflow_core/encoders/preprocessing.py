@@ -71,10 +71,16 @@ class Preprocessing:
         """The fields as JSON values."""
         return asdict(self)
 
-    def __call__(self, images_NHWC: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """The model's inputs for uint8 images: float32 `pixel_values` [N, 3, size, size], or flattened patches."""
-        pixels = torch.from_numpy(np.stack([self._resize(image) for image in images_NHWC])).float() / 255
-        pixels = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
+    def __call__(
+        self, images_NHWC: NDArray[np.uint8], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """The model's inputs for uint8 images: float32 `pixel_values` [N, 3, size, size], or flattened patches.
+
+        Bytes go to the `device`, and become numbers there.
+        """
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in images_NHWC]))
+        pixels = resized.to(device).float() / 255
+        pixels = (pixels - torch.tensor(self.mean, device=device)) / torch.tensor(self.std, device=device)
         if not self.flatten:
             return {"pixel_values": pixels.permute(0, 3, 1, 2).contiguous()}
         n, side = len(pixels), self.grid

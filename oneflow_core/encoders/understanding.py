@@ -143,10 +143,10 @@ class UnderstandingEncoder:
         step = at_once or self.images_at_once()
         outputs = []
         for start in range(0, len(images_NHWC), step):
-            inputs = self.preprocessing(images_NHWC[start : start + step])
+            inputs = self.preprocessing(images_NHWC[start : start + step], self.vision.device)
             inputs = {k: v.to(self.vision.device) for k, v in inputs.items()}
             inputs["pixel_values"] = inputs["pixel_values"].to(self.vision.dtype)
-            outputs.append(getattr(self.vision(**inputs), output).float().cpu())
+            outputs.append(getattr(self.vision(**inputs), output).cpu().float())
         return outputs
 
     @cached_property

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "storage": "workflows.bench.storage:run",
     "faults": "workflows.bench.faults:run",
     "encode": "workflows.bench.encode:run",
+    "encode-device": "workflows.bench.encode_device:run",
     "rebuild": "workflows.bench.rebuild:run",
     "loader": "workflows.bench.loader:run",
     "resume": "workflows.bench.resume:run",
@@ -26,7 +27,16 @@ BENCHMARKS = {
     "train-loop": "workflows.bench.train_loop:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
-ON_A_DEVICE = ("train-step", "sample", "mfu", "vocab-loss", "peer-transfusion", "encode", "train-loop")
+ON_A_DEVICE = (
+    "train-step",
+    "sample",
+    "mfu",
+    "vocab-loss",
+    "peer-transfusion",
+    "encode",
+    "encode-device",
+    "train-loop",
+)
 """Those that can measure a GPU."""
 RUNS = {"faults": 20}
 """Where the default is not 5."""

@@ -31,7 +31,7 @@ TASKS = {
     "shard": r"ray::.*(_whole|_Join|_Write|Shuffle|Reduce|Hash)",
 }
 """What the worker processes of a stage are named after."""
-TARS, IMAGES, PIXELS = 8, 6, 64
+TARS, IMAGES, PIXELS = 8, 24, 64
 BUILD_TIMEOUT_S = 420.0
 ENDED = re.compile(r"(\w+): .* in [\d.,]+ s\b")
 
@@ -148,9 +148,15 @@ class Site:
         time.sleep(away_s)
         self.start()
 
+    def await_worker(self, stage: str, longest_s: float) -> None:
+        """Wait until a process works on `stage`: an encoder starts for longer than the rest of a small stage lasts."""
+        end = time.monotonic() + longest_s
+        while not self._workers(stage) and time.monotonic() < end:
+            time.sleep(0.05)
+
     def kill_worker(self, stage: str, rng: random.Random) -> bool:
         """kill -9 of a process that works on `stage` (an encoder actor, in encode); False where there is none."""
-        found = [process for process in self._ray() if re.search(TASKS[stage], _title(process))]
+        found = self._workers(stage)
         if not found:
             return False
         try:
@@ -212,6 +218,9 @@ class Site:
             "encode": encode,
             "shard": {"minimum": 8},
         }
+
+    def _workers(self, stage: str) -> list[psutil.Process]:
+        return [process for process in self._ray() if re.search(TASKS[stage], _title(process))]
 
     def _ray(self) -> list[psutil.Process]:
         pid = status(self.folder / "stack").services["ray"].pid

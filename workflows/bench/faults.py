@@ -152,7 +152,9 @@ def _round(
         if not driver.reaches(stage):
             tally.missed += 1
             continue
-        time.sleep(rng.uniform(0, lasts.get(stage, 0.0)))
+        if victim == "worker":
+            site.await_worker(stage, lasts.get(stage, 0.0))
+        time.sleep(rng.uniform(0, lasts.get(stage, 0.0) / (2 if victim == "worker" else 1)))
         if driver.stage != stage or not _kill(site, driver, victim, stage, rng):
             tally.missed += 1
             continue

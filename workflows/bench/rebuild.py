@@ -72,7 +72,7 @@ def _timed(config: CorpusConfig) -> tuple[float, dict[str, Any]]:
 
 def _corpus(folder: Path, size: Size) -> CorpusConfig:
     write_tars(folder / "raw", size.files * size.documents, each=size.documents)
-    codec = {"name": str(_codec(folder / "codec", size.channels))}
+    codec = {"name": str(codec_like(folder / "codec", size.channels))}
     source = {"name": "captions", "format": "webdataset", "urls": ["${root}/raw/*.tar"], "licence": "CC0-1.0"}
     tree = {
         "name": "bench",
@@ -83,7 +83,8 @@ def _corpus(folder: Path, size: Size) -> CorpusConfig:
     return CorpusConfig.model_validate(tree)
 
 
-def _codec(folder: Path, channels: tuple[int, ...]) -> Path:
+def codec_like(folder: Path, channels: tuple[int, ...]) -> Path:
+    """A codec with random weights in the layout of SD3's, at `folder`."""
     import torch
     from diffusers import AutoencoderKL
 

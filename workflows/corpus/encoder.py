@@ -46,11 +46,12 @@ class Encoder:
         folders: Mapping[str, str],
         batches: Mapping[str, int],
         round_: int,
-        environment: Environment,
+        environment: Environment | None = None,
     ) -> None:
         """`folders` and `batches` say by kind where parts go and how many images go through a network at once; a
         kind without a batch goes in `encode.batch_size`, cut as its model likes it."""
-        environment.apply()
+        if environment is not None:
+            environment.apply()
         self._config, self._folders, self._batches = config, folders, batches
         self._facts = {"encode": config.encode_digest(), "round": round_}
         self._most: dict[str, int] = {}
