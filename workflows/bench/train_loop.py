@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,19 +25,23 @@ from workflows.bench.child import ROOT, Child
 from workflows.bench.result import Result
 from workflows.bench.train_loop_sides import LOG_EVERY, Turn, alone, config_of, take
 from workflows.errors import OneFlowError
+from workflows.training.config import TrainConfig
 
 STEPS, DOCUMENTS = 4 * LOG_EVERY, 4000
 GPU_STEPS, GPU_SKIPPED = 40, 10
 Sides = Mapping[str, Callable[[int], Turn]]
 
 
-def run(runs: int, device: str = "cpu", steps: int = STEPS, tokens: int = 8192) -> Result:
-    """`ratio` of tokens per second; `steps` a turn (a multiple of LOG_EVERY), `tokens` a pack on a GPU."""
-    if device != "cpu":
-        return _gpu(tokens)
+def run(runs: int, device: str = "cpu") -> Result:
+    """`ratio` of tokens per second; on a GPU MFU, jitter and data wait."""
+    return measure(runs) if device == "cpu" else _gpu()
+
+
+def measure(runs: int, steps: int = STEPS, changes: Sequence[str] = ()) -> Result:
+    """Turns of `steps` (a multiple of LOG_EVERY) after one to warm up; `changes` are of the run's config."""
     with (
         tempfile.TemporaryDirectory(prefix="of-loop-", dir="/tmp") as made,
-        _sides(Path(made), runs, steps) as (sides, rates),
+        _sides(Path(made), runs, steps, changes) as (sides, rates),
     ):
         turns: dict[str, list[Turn]] = {name: [] for name in sides}
         for number in range(runs + 1):
@@ -65,23 +69,26 @@ def _result(turns: Mapping[str, list[Turn]], rates: Mapping[str, float]) -> Resu
 
 
 @contextmanager
-def _sides(root: Path, runs: int, steps: int) -> Iterator[tuple[Sides, Mapping[str, float]]]:
+def _sides(
+    root: Path, runs: int, steps: int, changes: Sequence[str]
+) -> Iterator[tuple[Sides, Mapping[str, float]]]:
     """All sides, warm, and FLOPs a token with the rate of a product."""
     from workflows.bench.data_wait import write_documents
 
-    write_documents(root / "corpus", DOCUMENTS)
+    corpus = str(root / "corpus")
+    write_documents(Path(corpus), DOCUMENTS)
     with ExitStack() as stack:
         os.environ["OMP_NUM_THREADS"] = "1"
         uri = stack.enter_context(_services(root / "stack"))
+        arguments = {"corpus": corpus, "steps": steps, "changes": list(changes)}
         twins = [
-            stack.enter_context(
-                Child(
-                    "workflows.bench.train_loop_sides:bare", {"corpus": str(root / "corpus"), "steps": steps}
-                )
-            )
-            for _ in range(2)
+            stack.enter_context(Child("workflows.bench.train_loop_sides:bare", arguments)) for _ in range(2)
         ]
-        loops = {n: stack.enter_context(_ours(root, n, (runs + 1) * steps, steps, uri)) for n in (1, 2)}
+        configs = {
+            workers: config_of(corpus, str(root / "runs"), workers, (runs + 1) * steps, uri, changes)
+            for workers in (1, 2)
+        }
+        loops = {n: stack.enter_context(_ours(root / f"turns-{n}", c, steps)) for n, c in configs.items()}
         pool = stack.enter_context(ThreadPoolExecutor(2))
 
         def both(_: int) -> Turn:
@@ -117,15 +124,18 @@ def _services(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _ours(root: Path, workers: int, steps: int, turn: int, uri: str) -> Iterator[Callable[[int], Turn]]:
-    """A run of ours that takes turns of `turn` steps; it is given up when the context ends early."""
-    place = root / f"turns-{workers}"
+def _ours(place: Path, config: TrainConfig, steps: int) -> Iterator[Callable[[int], Turn]]:
+    """A run of ours that takes turns of `steps`, the first one at once; it is given up when the context ends early."""
     place.mkdir()
-    config = config_of(str(root / "corpus"), str(root / "runs"), workers, steps, uri)
-    given = {"config": config.model_dump(mode="json"), "key": f"bench-{workers}", "place": str(place)}
+    given = {
+        "config": config.model_dump(mode="json"),
+        "key": config.name,
+        "place": str(place),
+        "steps": steps,
+    }
     with (place / "said").open("w+") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workflows.bench.train_loop_sides", json.dumps({**given, "steps": turn})],
+            [sys.executable, "-m", "workflows.bench.train_loop_sides", json.dumps(given)],
             env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"},
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -135,7 +145,7 @@ def _ours(root: Path, workers: int, steps: int, turn: int, uri: str) -> Iterator
             if process.poll() is not None:
                 said.seek(0)
                 words = " ".join(said.read().split())[-500:]
-                raise OneFlowError(f"our loop on {workers} workers", words, "see whether Ray starts here")
+                raise OneFlowError(f"our loop, {config.name}", words, "see whether Ray starts here")
 
         try:
             take(place, 0, alive)
@@ -146,7 +156,7 @@ def _ours(root: Path, workers: int, steps: int, turn: int, uri: str) -> Iterator
             process.wait()
 
 
-def _gpu(tokens: int) -> Result:
+def _gpu() -> Result:
     """The loop on this process's GPU; `ratio` is MFU where the device is known."""
     from workflows.bench.loader_corpus import Kind, write_corpus
     from workflows.config import load
@@ -154,7 +164,7 @@ def _gpu(tokens: int) -> Result:
     with tempfile.TemporaryDirectory(prefix="of-loop-") as made:
         corpus, runs = f"{made}/corpus", f"{made}/runs"
         write_corpus(Path(corpus), "pairs", Kind((16, 32, 32), None, 2000, 1))
-        places = [f"data.corpora=[{{url: {corpus}}}]", f"checkpoint.url={runs}", f"data.tokens={tokens}"]
+        places = [f"data.corpora=[{{url: {corpus}}}]", f"checkpoint.url={runs}"]
         told = alone(load("train", "shapes-nano", [*GPU_CHANGES, *places]), f"{runs}/bench", GPU_SKIPPED)
     rates, sheet = told.pop("rates"), told.pop("sheet")
     return Result("train-loop", "FLOP/s", rates, [sheet or median(rates)], ("torch",), told)
@@ -165,6 +175,7 @@ GPU_CHANGES = [
     "objective={mixture: {concurrent: 1.0, prompt_dropout: 0.0}}",
     "optimiser={kind: adamw, lr: 1.0e-4}",
     "data.lanes=2",
+    "data.tokens=8192",
     "data.holdout=0",
     f"budget={{steps: {GPU_STEPS}}}",
     "watch={log_every: 10, heldout_every: 1000000, sample_every: 1000000, prompts: []}",

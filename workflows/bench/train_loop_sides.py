@@ -119,10 +119,10 @@ def ours(given: dict[str, Any]) -> None:
     ).fit()
 
 
-def bare(corpus: str, steps: int) -> Callable[..., dict[str, float]]:
+def bare(corpus: str, steps: int, changes: Sequence[str] = ()) -> Callable[..., dict[str, float]]:
     """The bare loop; answers with a turn, and with FLOPs a token and the rate of a large product."""
     torch.set_num_threads(1)
-    config = config_of(corpus, "none", 1, NEVER)
+    config = config_of(corpus, "none", 1, NEVER, changes=changes)
     materials = gather(config)
     batches = batches_of(config, materials, steps)
     model = materials.build_model(config.seed)
