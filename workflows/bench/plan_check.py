@@ -8,10 +8,14 @@ Utilisation counts the FLOPs that the method needs for the tokens that were kept
 
 import gc
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,6 +39,10 @@ from workflows.training.planning.packs import PackShape
 
 LIMIT_S = 140.0
 """After which no further variant is begun."""
+VARIANT_S = 90.0
+"""After which a variant is given up, most of all one that compiles; sooner where the limit is near."""
+TABLES = "ONEFLOW_PLAN_TABLES"
+"""Variable that names a directory: torch's profile of one step of each variant goes there, by time on the device."""
 WARM_STEPS = 3
 """The first compiles, the second has the moments' first use."""
 
@@ -50,10 +58,10 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant({}),
-    "compiled": Variant({"compile": True}, steps=8),
+    "compiled": Variant({"compile": True}, steps=6),
+    "compiled, 2 packs": Variant({"compile": True}, packs=2),
     "selective": Variant({"activation_checkpointing": "selective"}),
     "full": Variant({"activation_checkpointing": "full"}),
-    "compiled, 2 packs": Variant({"compile": True}, packs=2),
 }
 
 
@@ -91,11 +99,14 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
     joined = dist.is_initialized()
     found: dict[str, dict[str, Any]] = {}
     for name in size.variants:
-        if time.perf_counter() - begun > LIMIT_S:
+        if time.perf_counter() - begun > LIMIT_S - 1:
             found[name] = {"error": f"not begun after {LIMIT_S:.0f} s"}
             continue
         try:
-            found[name] = _measured(config, objective, packs, VARIANTS[name], runs, device, size.precision)
+            with _given_up_after(min(VARIANT_S, LIMIT_S - (time.perf_counter() - begun))):
+                found[name] = _measured(
+                    config, objective, packs, VARIANTS[name], runs, device, size.precision
+                )
         except (
             Exception
         ) as error:  # What one variant cannot do on this device does not keep the others from it.
@@ -166,9 +177,39 @@ def _measured(
     told = {"planned_bytes": planned_bytes, "measured_bytes": peak, "plan_by_measured": planned_bytes / peak}
     told |= _speeds(seconds[WARM_STEPS:], flops[WARM_STEPS:], tokens[WARM_STEPS:], device)
     told |= {"first_step_s": seconds[0], "first_loss": float(losses[0]), "last_loss": float(losses[-1])}
+    _write_table(lambda: _step(model, optimiser, objective, chosen, worker.device, losses), device, variant)
     if device != "cpu" and not variant.compute:
         told["first_loss_by_rectangles"] = _by_rectangles(config, objective, packs[0], compute)
     return told
+
+
+@contextmanager
+def _given_up_after(seconds: float) -> Iterator[None]:
+    """TimeoutError where it takes longer; in the main thread."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"given up after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _write_table(step: Callable[[], float], device: str, variant: Variant) -> None:
+    """torch's profile of one more step, where the variable asks for it."""
+    directory = os.environ.get(TABLES)
+    if not directory:
+        return
+    name = "-".join([*(f"{k}-{v}" for k, v in variant.compute.items()), str(variant.packs)])
+    with torch.profiler.profile() as profile:
+        step()
+    order = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    table = profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    (Path(directory) / f"step-{name}.txt").write_text(table)
 
 
 def _step(
