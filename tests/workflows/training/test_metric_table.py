@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.training.exporter import GAUGES, OF_A_WORKER, OF_THE_RUN
 from workflows.training.loop import Trainer
 from workflows.training.materials import gather
-from workflows.training.parallel import Worker
+from workflows.training.parallel import Worker, whole
 from workflows.training.worker import open_tracker
 
 ROOT = Path(__file__).parents[3]
@@ -109,3 +110,15 @@ def test_baselines_tell_what_makes_sense_for_them(
     assert any(name.startswith("bins/image_mse/") for name in names)
     assert not any(name.startswith(("calibration/", "bins/rate_regret/")) for name in names)
     assert {"tasks/image_to_text/text_ce", "samples/length_ratio"} <= names
+
+
+def test_what_is_watched_does_not_change_what_is_learnt(alone: Worker, corpus: Path, tmp_path: Path) -> None:
+    learnt = []
+    for detail in ("full", "basic"):
+        config = tiny_config(corpus, tmp_path / detail, budget__steps=4, watch__detail=detail)
+        trainer = Trainer(config, gather(config), alone, str(tmp_path / detail / "run"))
+        trainer.run()
+        learnt.append(trainer.optimiser.tensors())
+    assert learnt[0].keys() == learnt[1].keys()
+    for name, tensor in learnt[0].items():
+        assert torch.equal(whole(tensor), whole(learnt[1][name])), name
