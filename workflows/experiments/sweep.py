@@ -103,7 +103,7 @@ def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say
 
         filesystem, path = open_fs(join(root, "tune"))
         given = {trial.number: (trial.config.model_dump(mode="json"), config.terms) for trial in trials}
-        marks = Marks(trials, say)
+        marks = Marks(trials, say, config.early is not None)
         # The workers of the training take the CPUs; what starts and awaits them takes none, so that nothing can lock
         # up. Tune wants something reserved.
         trainable = tune.with_resources(

@@ -30,8 +30,9 @@ class Scores(TuneReportCallback):
 class Marks(tune.Callback):
     """Notes in a trial's storage, as soon as Tune has done with it, that it was stopped; keeps why trials failed."""
 
-    def __init__(self, trials: Sequence[Trial], say: Callable[[str], None]) -> None:
-        self._trials, self._say = {trial.number: trial for trial in trials}, say
+    def __init__(self, trials: Sequence[Trial], say: Callable[[str], None], stops: bool) -> None:
+        """`stops`: a scheduler stops trials; without one, what ends too soon was interrupted and may go on."""
+        self._trials, self._say, self._stops = {trial.number: trial for trial in trials}, say, stops
         self.failures: dict[int, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -43,7 +44,7 @@ class Marks(tune.Callback):
         ours = self._trials[trial.config["trial"]]
         if ours.state == "finished":
             self._tell(trial, "has finished")
-        else:
+        elif self._stops:
             ours.stop(int((trial.last_result or {}).get("step", 0)))
             self._tell(trial, "is stopped")
 
