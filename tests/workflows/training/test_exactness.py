@@ -24,7 +24,8 @@ from workflows.training.retention import committed_steps
 
 STATELESS = {
     "config", "materials", "worker", "root", "_tracker", "_hooks", "_checkpoints", "_heldout", "_gallery", "_meter",
-    "_watchdog", "_profiler", "_attempt", "_latest", "_elapsed_s", "_before_s", "_saved_s", "_looked_s", "_begun", "loader",
+    "_watchdog", "_profiler", "_attempt", "_latest", "_elapsed_s", "_before_s", "_saved_s", "_looked_s", "_begun",
+    "loader",
 }  # fmt: skip
 """What of a Trainer is made anew on a resume, or is time, or (the loader) is asked for its state."""
 
