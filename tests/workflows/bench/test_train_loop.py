@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from oneflow_core.flops import NeededFlops
 from workflows.bench.data_wait import write_documents
-from workflows.bench.mfu import needed_flops
 from workflows.bench.train_loop import _result
 from workflows.bench.train_loop_sides import (
     LOG_EVERY,
@@ -81,7 +81,7 @@ def test_the_loop_alone_tells_what_it_did_in_each_step(tmp_path: Path) -> None:
     finally:
         dist.destroy_process_group()
     model, batches = materials.build_model(0), batches_of(config, materials, 6)[2:]
-    flops = [sum(needed_flops(model, pack) for pack in packs) for packs in batches]
+    flops = [sum(NeededFlops.of(model).of_pack(pack) for pack in packs) for packs in batches]
     tokens = sum(pack.tokens for packs in batches for pack in packs)
     seconds = [flop / rate for flop, rate in zip(flops, told["rates"], strict=True)]
     assert told["tokens_per_s"] == pytest.approx(tokens / sum(seconds))
