@@ -29,8 +29,8 @@ ASSUMED: Mapping[str, float] = {
     "part_rows": 4_096,
     "shard_bytes": 512e6,
     "gpu_peak_flops": 989e12,
-    "vae_share_of_peak": 0.30,
-    "vit_share_of_peak": 0.40,
+    "vae_share_of_peak": 0.138,
+    "vit_share_of_peak": 0.233,
     "job_overhead": 2.0,
     "usd_gpu_hour": 2.50,
     "usd_cpu_hour": 0.04,
@@ -38,7 +38,7 @@ ASSUMED: Mapping[str, float] = {
     "usd_1000_put": 0.005,
     "usd_1000_get": 0.0004,
 }
-"""Each with its reason in docs/scale.md."""
+"""Each with its reason in docs/scale.md; the shares of a GPU's peak were measured on one (docs/benchmarks.md)."""
 SD3_VAE = {
     "in_channels": 3,
     "out_channels": 3,
