@@ -60,6 +60,13 @@ class Attempt:
         """The time goes to `part` from now on."""
         self._account.enter(part)
 
+    def roll_back(self, committed: dict[str, Any] | None) -> None:
+        """What was done since the checkpoint with the account `committed` is lost; steps go on."""
+        if self._worker.leads:
+            now = self._account.now()
+            self._account = Account(resumed(read(committed), now, self._begun, now.at))
+            self._account.enter("steps")
+
     def goodput(self) -> Goodput:
         """The account up to now."""
         return self._account.now()

@@ -220,6 +220,7 @@ class Trainer:
         if restored is None:
             raise self._guard.diverged("there is no checkpoint from before")
         self._guard.rolled_back(restored.step, restored.state)
+        self._attempt.roll_back(restored.state.get("goodput"))
         self.optimiser.set_steps(self._guard.applied)
 
     def _agree(self, packs: list[Pack]) -> dict[str, float]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflows.training import attempts
 from workflows.training.goodput import USEFUL, Account, Goodput, Part, read, resumed
+from workflows.training.parallel import Worker
 
 PARTS: tuple[Part, ...] = (*USEFUL, "lost", "restart")
 
@@ -119,3 +124,19 @@ def test_metrics_are_the_share_and_the_seconds_of_each_part() -> None:
     }
     assert account.spent("lost", 90.0) == account
     assert Goodput(5.0, 5.0).share == 0.0 and read(None) is None
+
+
+def test_what_is_rolled_back_is_lost(tmp_path: Path) -> None:
+    attempt = attempts.Attempt(str(tmp_path), Worker(0, 1, torch.device("cpu")), None, None)
+    attempt.go_on(0, None)
+    attempt.enter("steps")
+    time.sleep(0.02)
+    committed = attempt.goodput()
+    time.sleep(0.05)
+    before = attempt.goodput()
+    attempt.roll_back(dataclasses.asdict(committed))
+    after = attempt.goodput()
+    assert after.lost >= 0.05 and after.restart == before.restart
+    assert committed.steps <= after.steps < committed.steps + 0.05
+    parts = sum(getattr(after, part) for part in (*USEFUL, "lost", "restart"))
+    assert parts == pytest.approx(after.wall_s)
