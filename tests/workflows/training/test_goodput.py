@@ -136,7 +136,7 @@ def test_what_is_rolled_back_is_lost(tmp_path: Path) -> None:
     before = attempt.goodput()
     attempt.roll_back(dataclasses.asdict(committed))
     after = attempt.goodput()
-    assert after.lost >= 0.05 and after.restart == before.restart
-    assert committed.steps <= after.steps < committed.steps + 0.05
+    assert after.lost >= before.useful() - committed.useful() >= 0.05
+    assert after.useful() + after.lost >= before.useful() and after.steps >= committed.steps
     parts = sum(getattr(after, part) for part in (*USEFUL, "lost", "restart"))
     assert parts == pytest.approx(after.wall_s)
