@@ -17,19 +17,13 @@ from workflows.training.parallel import Worker, whole
 from workflows.training.worker import open_tracker
 
 ROOT = Path(__file__).parents[3]
-PAGES = [
-    ROOT / "docs" / "training.d" / "metrics.md",
-    ROOT / "docs" / "metrics.md",
-    ROOT / "docs" / "training.md",
-]
+PAGE = ROOT / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([a-z_]+/[^`]+)` \|", re.MULTILINE)
-ELSEWHERE = {"goodput/share", "guard/skipped"}
-"""Of the exporter, but logged only where a run is interrupted or a step is bad."""
 
 
 def patterns() -> tuple[set[str], set[str]]:
     """Names in the table, and those of them that only a GPU has; `<...>` stands for anything but a slash."""
-    [page] = [path.read_text() for path in PAGES if path.exists() and ROW.search(path.read_text())]
+    page = PAGE.read_text()
     of_a_gpu = page.partition("| metric (GPU) |")[2].partition("\n\n")[0]
     return set(ROW.findall(page)), set(ROW.findall(of_a_gpu))
 
@@ -80,7 +74,7 @@ def test_the_table_has_what_runs_log_and_nothing_else(alone: Worker, corpus: Pat
     assert not {name for name in names if not any(matches(p, name) for p in table)}, "not in the table"
     unused = {p for p in table if not any(matches(p, name) for name in names)}
     assert unused <= of_a_gpu, "in the table and logged by nothing"
-    shown = {source.metric for source in (*OF_THE_RUN, *OF_A_WORKER)} - ELSEWHERE
+    shown = {source.metric for source in (*OF_THE_RUN, *OF_A_WORKER)}
     assert not {m for m in shown if not any(matches(p, m) for p in table)}, "exported and not in the table"
     assert {source.gauge for source in (*OF_THE_RUN, *OF_A_WORKER)} <= set(GAUGES)
 
