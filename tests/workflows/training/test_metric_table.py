@@ -41,6 +41,7 @@ def logged(alone: Worker, corpus: Path, directory: Path, **changes: object) -> s
         "watch__captions": 1,
         "watch__length_captions": 3,
         "watch__sampler_steps": 4,
+        "checkpoint__every_steps": 1,
     }
     settings |= {"watch__prompts": ["a red thing"], "registry__codec": str(corpus / "codec")}
     config = tiny_config(corpus, directory / "runs", **{**settings, **changes})
@@ -90,7 +91,8 @@ def test_without_detail_the_groups_that_say_so_are_left_out(
     alone: Worker, corpus: Path, tmp_path: Path
 ) -> None:
     names = told(alone, corpus, tmp_path, watch__detail="basic")
-    assert {name.partition("/")[0] for name in names} == {"train", "heldout", "speed", "data"}
+    always = {"train", "heldout", "speed", "data", "goodput", "guard", "checkpoint"}
+    assert {name.partition("/")[0] for name in names} == always
     assert "speed/mfu" not in names
 
 
