@@ -60,11 +60,14 @@ def lines(axes: Axes, run: Told, names: Mapping[str, str], title: str, colours: 
     _dress(axes, title)
 
 
-def contrast(axes: Axes, healthy: Told, bad: Told, name: str, title: str) -> None:
-    """One metric of both runs."""
+def contrast(axes: Axes, healthy: Told, bad: Told, name: str) -> None:
+    """One metric of both runs, for twice as many steps as the bad one took."""
     for label, run, colour in (("healthy", healthy, HEALTHY), ("gone wrong", bad, BAD)):
-        axes.plot(*_columns(run.histories.points.get(name, ())), color=colour, linewidth=1.3, label=label)
-    _dress(axes, title)
+        points = run.histories.points.get(name, ())
+        axes.plot(*_columns(points), color=colour, linewidth=1.3, label=label)
+    _dress(axes, f"{name}, two runs")
+    axes.set_xlim(0, 2 * bad.histories.last("train/loss", "step"))
+    _log(axes)
 
 
 def loss(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
@@ -73,13 +76,14 @@ def loss(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
     parts = {n: f"train/{n}" for n in ("text/ce", "text/zero", "text/rate_regret", "image/mse")}
     lines(panels[1], healthy, parts, "parts of train/loss")
     _log(panels[1])
-    contrast(panels[2], healthy, bad, "train/loss", "train/loss, two runs")
+    contrast(panels[2], healthy, bad, "train/loss")
 
 
 def what(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
     """Held-out loss by task, training loss by time."""
     tasks = {name.split("/")[1]: name for name in healthy.names("tasks/") if name.endswith("text_ce")}
     lines(panels[0], healthy, tasks, "tasks/<task>/text_ce")
+    panels[0].set_ylim(bottom=0)
     for axes, name in zip(panels[1:], ("text_ce", "image_mse"), strict=True):
         lines(axes, healthy, {f"t{t}": f"bins/{name}/t{t}" for t in TIMES}, f"bins/{name}/t<t>", _ordered())
         _log(axes)
@@ -96,7 +100,7 @@ def calibration(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
             spots = [[point[key] for point in held] for key in ("predicted", "observed")]
             weights = [point["weight"] for point in held]
             axes.plot(*spots, color=colour, linewidth=1.3, label=f"step {step}")
-            axes.scatter(*spots, [8 + 150 * weight / sum(weights) for weight in weights], color=colour)
+            axes.scatter(*spots, s=[8 + 150 * weight / sum(weights) for weight in weights], color=colour)
         most = max(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([0, most], [0, most], color="grey", linewidth=1, linestyle="--")
         _dress(axes, title, "predicted", "observed")
@@ -110,12 +114,13 @@ def calibration(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
 
 def gradient(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
     """Norms of the gradient, whole and by part, and the learning rate."""
-    contrast(panels[0], healthy, bad, "train/grad_norm", "train/grad_norm")
+    contrast(panels[0], healthy, bad, "train/grad_norm")
     parts = {name.partition("/")[2]: name for name in healthy.names("grad_norm/")}
     lines(panels[1], healthy, parts, "grad_norm/<part>, healthy")
-    contrast(panels[2], healthy, bad, "train/lr", "train/lr")
-    for axes in panels:
-        _log(axes)
+    contrast(panels[2], healthy, bad, "train/lr")
+    _log(panels[1])
+    panels[1].set_ylim(bottom=panels[1].get_ylim()[0] / 8)
+    panels[1].legend(fontsize=8, ncols=2, loc="lower center", edgecolor="none")
 
 
 def speed(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
