@@ -113,11 +113,12 @@ def calibration(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
 
 
 def gradient(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
-    """Norms of the gradient, whole and by part, and the learning rate."""
+    """Norms of the gradient, whole and by part, of a part's weights, and the learning rate."""
     contrast(panels[0], healthy, bad, "train/grad_norm")
     parts = {name.partition("/")[2]: name for name in healthy.names("grad_norm/")}
     lines(panels[1], healthy, parts, "grad_norm/<part>, healthy")
-    contrast(panels[2], healthy, bad, "train/lr")
+    contrast(panels[2], healthy, bad, "weight_norm/trunk_low")
+    contrast(panels[3], healthy, bad, "train/lr")
     _log(panels[1])
     panels[1].set_ylim(bottom=panels[1].get_ylim()[0] / 8)
     panels[1].legend(fontsize=8, ncols=2, loc="lower center", edgecolor="none")
@@ -137,13 +138,14 @@ def speed(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
     _dress(panels[2], "goodput/<part>_s, minutes")
 
 
-FIGURES: dict[str, Callable[[Sequence[Axes], Told, Told], None]] = {
-    "loss": loss,
-    "what": what,
-    "calibration": calibration,
-    "gradient": gradient,
-    "speed": speed,
+FIGURES: dict[str, tuple[int, Callable[[Sequence[Axes], Told, Told], None]]] = {
+    "loss": (3, loss),
+    "what": (3, what),
+    "calibration": (3, calibration),
+    "gradient": (4, gradient),
+    "speed": (3, speed),
 }
+"""Name -> how many panels, and what draws them."""
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -187,9 +189,9 @@ def main() -> None:
     said = parser.parse_args()
     with tracking_server("the runs", MEND) as client:
         healthy, bad = told(client, said.run), told(client, said.bad)
-    for name, draw in FIGURES.items():
-        figure = Figure(figsize=(11, 3.3), layout="constrained")
-        draw(figure.subplots(1, 3), healthy, bad)
+    for name, (panels, draw) in FIGURES.items():
+        figure = Figure(figsize=(3.6 * panels, 3.3), layout="constrained")
+        draw(figure.subplots(1, panels), healthy, bad)
         figure.savefig(said.out / f"metrics-{name}.png", dpi=90)
 
 
