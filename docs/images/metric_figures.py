@@ -100,7 +100,9 @@ def calibration(panels: Sequence[Axes], healthy: Told, bad: Told) -> None:
             spots = [[point[key] for point in held] for key in ("predicted", "observed")]
             weights = [point["weight"] for point in held]
             axes.plot(*spots, color=colour, linewidth=1.3, label=f"step {step}")
-            axes.scatter(spots[0], spots[1], s=[8 + 150 * weight / sum(weights) for weight in weights], color=colour)
+            axes.scatter(
+                spots[0], spots[1], s=[8 + 150 * weight / sum(weights) for weight in weights], color=colour
+            )
         most = max(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([0, most], [0, most], color="grey", linewidth=1, linestyle="--")
         _dress(axes, title, "predicted", "observed")
