@@ -17,19 +17,13 @@ from workflows.training.parallel import Worker, whole
 from workflows.training.worker import open_tracker
 
 ROOT = Path(__file__).parents[3]
-PAGES = [
-    ROOT / "docs" / "training.d" / "metrics.md",
-    ROOT / "docs" / "metrics.md",
-    ROOT / "docs" / "training.md",
-]
+PAGE = ROOT / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([a-z_]+/[^`]+)` \|", re.MULTILINE)
-ELSEWHERE = {"goodput/share", "guard/skipped"}
-"""Of the exporter, but logged only where a run is interrupted or a step is bad."""
 
 
 def patterns() -> tuple[set[str], set[str]]:
     """Names in the table, and those of them that only a GPU has; `<...>` stands for anything but a slash."""
-    [page] = [path.read_text() for path in PAGES if path.exists() and ROW.search(path.read_text())]
+    page = PAGE.read_text()
     of_a_gpu = page.partition("| metric (GPU) |")[2].partition("\n\n")[0]
     return set(ROW.findall(page)), set(ROW.findall(of_a_gpu))
 
@@ -47,6 +41,7 @@ def logged(alone: Worker, corpus: Path, directory: Path, **changes: object) -> s
         "watch__captions": 1,
         "watch__length_captions": 3,
         "watch__sampler_steps": 4,
+        "checkpoint__every_steps": 1,
     }
     settings |= {"watch__prompts": ["a red thing"], "registry__codec": str(corpus / "codec")}
     config = tiny_config(corpus, directory / "runs", **{**settings, **changes})
@@ -80,7 +75,7 @@ def test_the_table_has_what_runs_log_and_nothing_else(alone: Worker, corpus: Pat
     assert not {name for name in names if not any(matches(p, name) for p in table)}, "not in the table"
     unused = {p for p in table if not any(matches(p, name) for name in names)}
     assert unused <= of_a_gpu, "in the table and logged by nothing"
-    shown = {source.metric for source in (*OF_THE_RUN, *OF_A_WORKER)} - ELSEWHERE
+    shown = {source.metric for source in (*OF_THE_RUN, *OF_A_WORKER)}
     assert not {m for m in shown if not any(matches(p, m) for p in table)}, "exported and not in the table"
     assert {source.gauge for source in (*OF_THE_RUN, *OF_A_WORKER)} <= set(GAUGES)
 
@@ -96,7 +91,8 @@ def test_without_detail_the_groups_that_say_so_are_left_out(
     alone: Worker, corpus: Path, tmp_path: Path
 ) -> None:
     names = told(alone, corpus, tmp_path, watch__detail="basic")
-    assert {name.partition("/")[0] for name in names} == {"train", "heldout", "speed", "data"}
+    always = {"train", "heldout", "speed", "data", "goodput", "guard", "checkpoint"}
+    assert {name.partition("/")[0] for name in names} == always
     assert "speed/mfu" not in names
 
 
