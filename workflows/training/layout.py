@@ -24,6 +24,10 @@ def check_layout(compute: "ComputeSettings", lanes: int) -> None:
         raise ValueError(f"compute.workers {workers}{groups} must divide data.lanes {lanes}")
     if (compute.min_workers or 1) > workers:
         raise ValueError(f"compute.min_workers {compute.min_workers} is above compute.workers {workers}")
+    if (compute.min_workers or tensor) % tensor:
+        raise ValueError(
+            f"compute.tensor_parallel {tensor} must divide compute.min_workers {compute.min_workers}"
+        )
     if tensor > 1 and compute.compile:
         raise ValueError(
             f"compute.tensor_parallel {tensor} with compute.compile: blocks that exchange activations are not "
