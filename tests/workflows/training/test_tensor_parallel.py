@@ -94,7 +94,8 @@ def test_tensor_groups_change_nothing_that_a_run_says(runs: Runs) -> None:
     assert moved.keys() == steps | {f"evaluated before {step}" for step in (5, 9, 13)} == alone.keys()
     assert max(alone[step]["train/grad_norm"] for step in steps) > 0.5
     for step, said in moved.items():
-        assert said.keys() == alone[step].keys() and len(said) >= 15
+        # A bin that nothing fell into keeps its last value, which a new process does not know.
+        assert all(name.startswith("bins/") for name in said.keys() ^ alone[step].keys())
         for name, value in said.items():
             assert value == pytest.approx(alone[step][name], rel=1e-5, abs=1e-5), (step, name)
 
