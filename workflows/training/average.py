@@ -13,6 +13,7 @@ from torch import nn
 from workflows.training.config import ComputeSettings
 from workflows.training.optimiser import Optimiser
 from workflows.training.parallel import fsdp_modules, local
+from workflows.training.tensor_parallel import undivided
 
 
 @contextmanager
@@ -35,7 +36,8 @@ def gathered(model: nn.Module, settings: ComputeSettings) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        with undivided(model):
+            yield
     finally:
         for part in parts:
             part.set_reshard_after_forward(settings.reshard_after_forward, recurse=False)

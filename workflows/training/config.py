@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from oneflow_core.flows.schedule import build_schedule
 from oneflow_core.flows.times import check_law
 from workflows.config import Config
+from workflows.training.layout import check_layout
 
 
 class ModelSettings(Config):
@@ -132,7 +133,7 @@ class DataSettings(Config):
     tokens: int = Field(2048, ge=16)
     """Tokens of one pack, text and image together: what one forward pass takes."""
     lanes: int = Field(4, ge=1)
-    """Independent streams; the number of workers must divide it, so it bounds how far a run can be spread."""
+    """Independent streams; workers / tensor_parallel must divide it, so it bounds how far a run can be spread."""
     packs_per_lane: int = Field(1, ge=1)
     """Packs of every lane in a global step; more means gradient accumulation."""
     window: int = Field(8192, ge=1)
@@ -285,13 +286,18 @@ class ComputeSettings(Config):
     """Where it runs."""
 
     workers: int = Field(2, ge=1)
-    """Training processes; must divide data.lanes. Changing it does not change the run."""
+    """Training processes; workers / tensor_parallel must divide data.lanes. Changing it does not change the run."""
     min_workers: int | None = Field(None, ge=1)
     """Fewest workers that the run goes on with when nodes are lost, at numbers that divide data.lanes; when nodes come
     back it grows again, up to `workers`. None: it waits for nodes until there is room for all workers."""
     replicas: int = Field(1, ge=1)
     """Copies of the model: groups of workers / replicas processes share one (HSDP). Take the nodes of a cluster, so
     that parameters are gathered within a node and gradients alone cross the network. Must divide compute.workers."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Processes that share the arithmetic of a pack: heads and columns of each block are split over as many that
+    follow one another, which read the same packs. For documents whose activations do not fit, or more GPUs than
+    data.lanes; slower than as many packs at once, as activations cross the network four times a block: take GPUs of
+    one node. Must divide workers / replicas and the network's heads, kv_heads and ffn."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker's arithmetic; workers * threads should not exceed the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -373,23 +379,8 @@ class TrainConfig(Config):
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
-    def _workers_divide_lanes(self) -> "TrainConfig":
-        if self.data.lanes % self.compute.workers:
-            raise ValueError(
-                f"compute.workers {self.compute.workers} must divide data.lanes {self.data.lanes}"
-            )
-        if (self.compute.min_workers or 1) > self.compute.workers:
-            raise ValueError(
-                f"compute.min_workers {self.compute.min_workers} is above compute.workers {self.compute.workers}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _replicas_divide_workers(self) -> "TrainConfig":
-        if self.compute.workers % self.compute.replicas:
-            raise ValueError(
-                f"compute.replicas {self.compute.replicas} must divide compute.workers {self.compute.workers}"
-            )
+    def _workers_can_be_dealt_out(self) -> "TrainConfig":
+        check_layout(self.compute, self.data.lanes)
         return self
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class Detail:
 
     def add(self, pack: Pack, out: LossOutput) -> None:
         """A pack of the step, which lies on the CPU still. No wait for the device."""
-        self._flops += self._needed.of_pack(pack)
+        self._flops += self._needed.of_pack(pack) / self._worker.tensor
         for name, sums_2B in loss_by_time(pack, out, text=self._text).items():
             self._bins[name] = self._bins[name].add_(sums_2B) if name in self._bins else sums_2B
 

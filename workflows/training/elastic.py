@@ -19,21 +19,24 @@ CANCEL_S = 10.0
 _NAMESPACE = b"oneflow-elastic"
 
 
-def workers_for(possible: int, lanes: int) -> int:
-    """The largest number of workers up to `possible` that divides `lanes`; 0 for none."""
-    return next((count for count in range(min(possible, lanes), 0, -1) if lanes % count == 0), 0)
+def workers_for(possible: int, lanes: int, tensor: int = 1) -> int:
+    """The largest number of workers up to `possible` that makes groups of `tensor` ranks whose number divides `lanes`;
+    0 for none."""
+    groups = range(min(possible // tensor, lanes), 0, -1)
+    return tensor * next((count for count in groups if lanes % count == 0), 0)
 
 
 class DivisorPolicy(ElasticScalingPolicy):
-    """As many workers as the cluster has room for, rounded down to a divisor of `lanes`.
+    """As many workers as the cluster has room for, rounded down to groups of `tensor` whose number divides
+    `lanes`.
 
     A driver that was killed leaves its reservation, which Ray would keep for three minutes: the next controller of
     the same run, known by `key`, gives it back.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, lanes: int, key: str) -> None:
+    def __init__(self, scaling_config: ScalingConfig, lanes: int, tensor: int, key: str) -> None:
         super().__init__(scaling_config)
-        self._lanes, self._key = lanes, key.encode()
+        self._lanes, self._tensor, self._key = lanes, tensor, key.encode()
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Reserve; then cancel what an earlier controller of this run reserved."""
@@ -48,17 +51,20 @@ class DivisorPolicy(ElasticScalingPolicy):
                 log.warning("an earlier reservation of this run is kept until it expires: %s", error)
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return workers_for(super()._count_possible_workers(reserved_resources), self._lanes)
+        possible = super()._count_possible_workers(reserved_resources)
+        return workers_for(possible, self._lanes, self._tensor)
 
 
 class DivisorTrainer(TorchTrainer):
     """A TorchTrainer that resizes by `DivisorPolicy` where its scaling is elastic."""
 
-    def __init__(self, *arguments: Any, lanes: int, key: str, **options: Any) -> None:
+    def __init__(self, *arguments: Any, lanes: int, tensor: int, key: str, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._lanes, self._key = lanes, key
+        self._lanes, self._tensor, self._key = lanes, tensor, key
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         if self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = DivisorPolicy(self.scaling_config, self._lanes, self._key)
+            arguments["scaling_policy"] = DivisorPolicy(
+                self.scaling_config, self._lanes, self._tensor, self._key
+            )
         return super()._initialize_and_run_controller(**arguments)

@@ -152,6 +152,7 @@ def _trainer(
     return DivisorTrainer(
         work_under_ray,
         lanes=config.data.lanes,
+        tensor=compute.tensor_parallel,
         key=key,
         train_loop_config={
             "config": config.model_dump(mode="json"),

@@ -69,7 +69,8 @@ class HeldOut:
         }
         for name in [key for key in sums if key.startswith("task ")]:
             metrics |= _by_task(name.removeprefix("task "), sums.pop(name))
-        self._curves = sums
+        # A tensor group's packs were counted once a rank; means do not see it, these weights do.
+        self._curves = {name: held / self._worker.tensor for name, held in sums.items()}
         return metrics | {f"calibration/{name}": value for name, value in summary(sums).items()}
 
     def show(self, step: int, tracker: Tracker) -> None:
@@ -118,7 +119,7 @@ def _tasks(pack: Pack) -> tuple[Tensor, Tensor]:
 
 
 def _packs(config: TrainConfig, materials: Materials, worker: Worker) -> list[Pack]:
-    loader = materials.build_loader(config.data, config.seed, "heldout", worker.rank, worker.world_size)
+    loader = materials.build_loader(config.data, config.seed, "heldout", worker.data_rank, worker.data_size)
     try:
         return next(iter(loader))
     except LaneError as error:

@@ -107,7 +107,7 @@ class Trainer:
         self.model = materials.build_model(config.seed)
         shard(self.model, config.compute, worker)
         self.optimiser = Optimiser(self.model, config.optimiser)
-        rank, world = worker.rank, worker.world_size
+        rank, world = worker.data_rank, worker.data_size
         self._pace = Pace(materials.objective.config, worker)
         self.loader = materials.build_loader(
             config.data, config.seed, "train", rank, world, self._pace.schedule_at
@@ -175,7 +175,7 @@ class Trainer:
         phase = self._watchdog.phase
         with phase("agree", self.step):
             normalisers = self._agree(packs)
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + self.worker.rank)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + self.worker.data_rank)
         passed: list[tuple[Pack, LossOutput]] = []
         for number, pack in enumerate(packs):
             last_microstep(self.model, number == len(packs) - 1)

@@ -26,6 +26,7 @@ from oneflow_core.tokenizer import Tokenizer
 from workflows.errors import OneFlowError, UsageError
 from workflows.training.config import DataSettings, ObjectiveSettings, TrainConfig
 from workflows.training.start import Needs, Start, find_start
+from workflows.training.tensor_parallel import check_dimensions
 
 RUN_SECTIONS = ("seed", "model", "objective", "optimiser", "budget", "ema")
 """What, beside the data, makes a run the run it is: machines, watching and places may change while it goes on."""
@@ -123,6 +124,7 @@ def gather(config: TrainConfig) -> Materials:
     manifests = tuple(_manifest(corpus.url) for corpus in config.data.corpora)
     tokenizer = Tokenizer.from_pretrained(config.data.tokenizer)
     model_config = _model_config(config, manifests, tokenizer)
+    check_dimensions(model_config, config.compute.tensor_parallel)
     if config.model.llama:
         try:
             check_llama(model_config, config.model.llama)

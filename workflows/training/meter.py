@@ -82,15 +82,16 @@ class Meter:
         refused = stats.refused.total() - seen.refused.total()
         waited = (stats.wait_s - seen.wait_s) / seconds
         self.local = {"speed/step_s": seconds / steps, "speed/data_wait": waited}
-        tokens, packs, documents, wait, refused_all = summed(
+        wait, *counts = summed(
             [
+                stats.wait_s - seen.wait_s,
                 stats.tokens - seen.tokens,
                 stats.packs - seen.packs,
                 stats.documents - seen.documents,
-                stats.wait_s - seen.wait_s,
                 refused,
             ]
         )
+        tokens, packs, documents, refused_all = (count / self._worker.tensor for count in counts)
         return {
             "speed/tokens_per_s": tokens / seconds,
             "speed/documents_per_s": documents / seconds,

@@ -68,7 +68,7 @@ class Pace:
     def add(self, step: int, pack: Pack, nll_K: Tensor) -> None:
         """Note the losses of a pack of `step`, which lies on the CPU still. No wait for the device."""
         if (schedule := self.schedule_at(step)) is not None:
-            self._block_3B += tally(schedule, pack.clock_K.numpy(), nll_K)
+            self._block_3B += tally(schedule, pack.clock_K.numpy(), nll_K) / self._worker.tensor
 
     def after(self, steps: int) -> None:
         """`steps` are done: fit a table where that ends a block. All ranks."""

@@ -1,7 +1,8 @@
 """Processes and devices: joining the process group, and sharding a model over it with FSDP2.
 
 A mesh of `replicas` by shards: a group of ranks along `shard` holds the model once, each rank a piece of every
-parameter; ranks along `replicate` hold the same piece. Every rank reads packs of its own.
+parameter; ranks along `replicate` hold the same piece. Every rank reads packs of its own, or under tensor parallelism
+every group of `tensor_parallel` ranks that follow one another.
 """
 
 import os
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from workflows.errors import UsageError
 from workflows.training.blocks import prepare_blocks
 from workflows.training.config import ComputeSettings
+from workflows.training.tensor_parallel import divide, group_of
 
 SHARD = "shard"
 """Name of the dimension of the mesh that parameters are sharded over."""
@@ -33,6 +35,18 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    tensor: int = 1
+    """Ranks of a group that read the same packs and share their arithmetic."""
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank's group among those that read packs of their own."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """How many such groups there are."""
+        return self.world_size // self.tensor
 
     @property
     def leads(self) -> bool:
@@ -59,7 +73,7 @@ def join_group(settings: ComputeSettings) -> Worker:
     if kind == "cuda":
         device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return Worker(dist.get_rank(), dist.get_world_size(), device)
+    return Worker(dist.get_rank(), dist.get_world_size(), device, settings.tensor_parallel)
 
 
 def group_timeout_s(settings: ComputeSettings) -> float:
@@ -73,12 +87,14 @@ def shard(model: nn.Module, settings: ComputeSettings, worker: Worker) -> None:
     A block is an element of a ModuleList; small ones are left to the whole. Names of parameters stay.
 
     Raises:
-        UsageError: as `mesh_of`.
+        UsageError: as `mesh_of` and `check_dimensions`.
     """
     # Outputs are views of one head's result; nothing writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     model.to(worker.device)
     mesh = mesh_of(settings, worker)
+    if settings.tensor_parallel > 1:
+        divide(model, group_of(settings.tensor_parallel))
     prepare_blocks(model, settings)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
@@ -98,11 +114,14 @@ def mesh_of(settings: ComputeSettings, worker: Worker) -> DeviceMesh:
     """The mesh (replicate, shard), or (shard) alone where there is one replica. All ranks must make it.
 
     Raises:
-        UsageError: replicas that do not divide the workers there are.
+        UsageError: replicas that do not divide the workers there are, or tensor groups that do not divide a copy's.
     """
     replicas, world = settings.replicas, worker.world_size
     if world % replicas:
         raise UsageError(f"compute.replicas {replicas}", f"{world} workers are there", "it must divide them")
+    if (world // replicas) % settings.tensor_parallel:
+        cause = f"{world // replicas} workers hold a copy of the model"
+        raise UsageError(f"compute.tensor_parallel {settings.tensor_parallel}", cause, "it must divide them")
     if replicas == 1:
         return init_device_mesh(worker.device.type, (world,), mesh_dim_names=(SHARD,))
     shape = (replicas, world // replicas)

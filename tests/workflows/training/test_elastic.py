@@ -22,3 +22,9 @@ def test_fewer_workers_than_all_may_be_allowed_and_not_more(tmp_path_factory: py
     assert tiny_config(folder, folder, compute__min_workers=1).compute.min_workers == 1
     with pytest.raises(ValidationError, match=r"compute.min_workers 3 is above compute.workers 2"):
         tiny_config(folder, folder, compute__min_workers=3)
+
+
+@given(st.integers(0, 70), st.integers(1, 64), st.integers(1, 8))
+def test_tensor_groups_stay_whole(possible: int, lanes: int, tensor: int) -> None:
+    fitting = [n * tensor for n in range(1, lanes + 1) if lanes % n == 0 and n * tensor <= possible]
+    assert workers_for(possible, lanes, tensor) == max(fitting, default=0)

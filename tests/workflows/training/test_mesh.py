@@ -30,6 +30,8 @@ def _work(config: TrainConfig, told: Path) -> None:
     rows = {}
 
     def note(progress: object) -> None:
+        if progress.step in rows:
+            return  # The end is told once more, with what was held out after it.
         rows[progress.step] = {name: progress.metrics[name] for name in LOSSES}
         if "heldout/loss" in progress.metrics:
             rows[f"held out before {progress.step}"] = {"loss": progress.metrics["heldout/loss"]}

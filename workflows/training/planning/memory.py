@@ -127,11 +127,15 @@ def _groups(model: OneFlowModel, layout: Layout) -> tuple[int, int]:
 
 
 def _activations(config: ModelConfig, compute: ComputeSettings, width: int) -> tuple[float, float]:
-    """Bytes of a token: kept by one block, and what the backward pass of one block adds."""
-    D, F = config.width, config.ffn
-    heads, q = (config.heads + 2 * config.kv_heads) * config.head_dim, config.heads * config.head_dim
-    rotated = (config.heads + config.kv_heads) * config.head_dim
-    sums = FP32 * config.heads
+    """Bytes of a token: kept by one block, and what the backward pass of one block adds.
+
+    Under tensor parallelism a rank has its heads and its columns of F; what is D wide is on all.
+    """
+    D, F = config.width, config.ffn // compute.tensor_parallel
+    query, kv = config.heads // compute.tensor_parallel, config.kv_heads // compute.tensor_parallel
+    heads, q = (query + 2 * kv) * config.head_dim, query * config.head_dim
+    rotated = (query + kv) * config.head_dim
+    sums = FP32 * query
     attention = heads + rotated + q + (0 if width == 2 else heads + q)
     every = width * (2 * D + attention + 2 * D + 4 * F) + sums + 2 * FP32
     products = width * (D + heads + q + D + 2 * F + D) + sums

@@ -14,6 +14,7 @@ from workflows.training.materials import Materials, gather
 from workflows.training.planning.hardware import SHARE_ASSUMED, Gpu, gpu_named
 from workflows.training.planning.memory import MOMENTS, Layout, Memory, memory_of
 from workflows.training.planning.packs import PackShape, assumed, sampled
+from workflows.training.tensor_parallel import check_dimensions
 from workflows.urls import without_secrets
 
 SECONDS_A_DAY = 86_400
@@ -86,15 +87,16 @@ def plan(config: TrainConfig, gpu: str = "H100") -> Plan:
     """What `config` will take on GPUs of that name. Reads some documents of the corpus; starts nothing.
 
     Raises:
-        UsageError: a GPU that is not known, or dimensions that the network does not have.
+        UsageError: a GPU that is not known, or dimensions that the network does not have or that do not divide.
     """
     device = gpu_named(gpu)
     dims, pack, lengths = _packs(config)
+    check_dimensions(dims, config.compute.tensor_parallel)
     with torch.device("meta"):
         model = OneFlowModel(dims)
     data, compute = config.data, config.compute
     packs = data.lanes * data.packs_per_lane
-    layout = Layout(compute, config.optimiser, packs // compute.workers)
+    layout = Layout(compute, config.optimiser, packs // (compute.workers // compute.tensor_parallel))
     needed = NeededFlops.of(model)
     flops = pack.flops(needed) * packs
     recomputed = 0.0
