@@ -195,7 +195,7 @@ def test_workers_that_die_before_they_got_anywhere_end_the_run_and_are_named(
     assert str(caught.value).count("rank") == 1 and len(str(caught.value)) < 1000
     assert "run the command again" in caught.value.mend
     client = MlflowClient(tracking)
-    [mlflow_run] = [r for r in _runs(client) if r.info.run_name == "short-lived"]
+    [mlflow_run] = [r for r in _runs(client) if r.info.run_name.startswith("short-lived-")]
     assert mlflow_run.info.status == "FAILED"
     assert mlflow_run.data.tags["oneflow.failure"] == str(caught.value)
     assert mlflow_run.data.tags["mlflow.note.content"].startswith(f"Failed: {caught.value}")
