@@ -26,13 +26,14 @@ from workflows.training.worker import tracking_uri
 Say = Callable[[str], None]
 FLUSH_S = 60.0
 RESERVED_BYTES = 1 << 20
-TUNE_ENVIRONMENT = {
+ENVIRONMENT = {
     # Relative paths of a config mean what they mean to the driver.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # What Tune would print and write is told by the sweep itself, and Tune's own files do not stay.
+    # What Tune and MLflow would print is told by the sweep itself, and Tune's own files do not stay.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -99,7 +100,7 @@ def _under(trial: Trial, run_id: str | None) -> Trial:
 
 def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say) -> dict[int, str]:
     """Train `trials`; returns why those failed that did, by number."""
-    for name, value in TUNE_ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from workflows.corpus.cluster import cluster
 
