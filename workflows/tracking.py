@@ -93,6 +93,9 @@ class Tracker:
 
     def __init__(self, uri: str, spec: RunSpec, *, capacity: int = 20_000, retry_s: float = 2.0) -> None:
         self._spec = spec
+        # By this thread: the outbox's would import it while this one does, and see it half there.
+        import mlflow  # noqa: F401
+
         self._outbox = Outbox(
             lambda: _open(uri, spec), _is_permanent, capacity=capacity, retry_s=retry_s, name="MLflow"
         )

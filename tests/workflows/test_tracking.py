@@ -230,3 +230,15 @@ def test_closing_gives_up_in_time_when_the_receiver_stays_away() -> None:
     begun = time.monotonic()
     assert outbox.close(0.3).pending == 1
     assert time.monotonic() - begun < 1
+
+
+def test_who_has_a_tracker_has_all_of_mlflow(tmp_path: Path) -> None:
+    """A run that starts from a registered model reads it while the outbox's thread opens the run."""
+    program = (
+        "import sys\n"
+        "from workflows.tracking import RunSpec, Tracker\n"
+        f"tracker = Tracker('sqlite:///{tmp_path}/mlflow.db', RunSpec('e', 'n', 'k', {{}}, {{}}))\n"
+        "assert hasattr(sys.modules.get('mlflow'), 'get_registry_uri')\n"
+        "import os; os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -1,10 +1,11 @@
 """The config of a sweep: what is trained, which keys vary and how, and by which metric trials are judged."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from workflows.config import Config, load
+from workflows.config import Config, flattened, load
 from workflows.training.config import TrainConfig
 
 WEIGHED = ("objective.image_weight", "objective.complete_weight", "objective.time_weight")
@@ -45,6 +46,15 @@ class EarlySettings(Config):
     """At grace_steps, and at each `reduction` times more, one in `reduction` of the trials goes on."""
 
 
+def _laws(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and what they are searched by, out of mappings within mappings."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        within = isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values())
+        found |= _laws(value, f"{prefix}{key}.") if within else {f"{prefix}{key}": value}
+    return found
+
+
 class ExperimentConfig(Config):
     """A sweep. Its trials are runs of `oneflow train`, nested under one run in MLflow."""
 
@@ -81,6 +91,14 @@ class ExperimentConfig(Config):
         given = {**self.changes, **values}
         config: TrainConfig = load("train", self.train, [f"{key}={dumps(v)}" for key, v in given.items()])
         return config
+
+    @field_validator("changes", "space", mode="before")
+    @classmethod
+    def _by_dotted_keys(cls, tree: Any, info: ValidationInfo) -> Any:
+        """As --set changes.budget.steps=30 and --set space.optimiser.lr.grid=[1.0e-3] leave them."""
+        if not isinstance(tree, Mapping):
+            return tree
+        return flattened(tree) if info.field_name == "changes" else _laws(tree)
 
     @field_validator("metric")
     @classmethod

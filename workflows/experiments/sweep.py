@@ -4,6 +4,7 @@ Tune decides what runs when and what is stopped. What a trial is and how far it 
 so a sweep needs nothing of Tune's to be started again.
 """
 
+import logging
 import os
 import secrets
 import sys
@@ -25,6 +26,15 @@ from workflows.training.worker import tracking_uri
 Say = Callable[[str], None]
 FLUSH_S = 60.0
 RESERVED_BYTES = 1 << 20
+ENVIRONMENT = {
+    # Relative paths of a config mean what they mean to the driver.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # What Tune and MLflow would print is told by the sweep itself, and Tune's own files do not stay.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def run(config: ExperimentConfig, *, say: Say | None = None) -> SweepReport:
@@ -90,9 +100,8 @@ def _under(trial: Trial, run_id: str | None) -> Trial:
 
 def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say) -> dict[int, str]:
     """Train `trials`; returns why those failed that did, by number."""
-    # Relative paths of a config mean what they mean to the driver.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from workflows.corpus.cluster import cluster
 
     with cluster():
@@ -103,6 +112,7 @@ def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say
 
         filesystem, path = open_fs(join(root, "tune"))
         given = {trial.number: (trial.config.model_dump(mode="json"), config.terms) for trial in trials}
+        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
         marks = Marks(trials, say, config.early is not None)
         # The workers of the training take the CPUs; what starts and awaits them takes none, so that nothing can lock
         # up. Tune wants something reserved.

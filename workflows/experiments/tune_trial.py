@@ -1,7 +1,9 @@
 """What Ray Tune runs for a trial, and what it is told: the same training that `oneflow train` runs."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -50,9 +52,9 @@ class Marks(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed for good."""
-        lines = (trial.get_error() and str(trial.get_error()) or "it failed").strip().splitlines()
-        self.failures[trial.config["trial"]] = lines[-1]
-        self._tell(trial, f"failed: {lines[-1]}")
+        told = _last_line(trial.error_file)
+        self.failures[trial.config["trial"]] = told
+        self._tell(trial, f"failed: {told}")
 
     def _tell(self, trial: Any, what: str) -> None:
         ours = self._trials[trial.config["trial"]]
@@ -61,6 +63,12 @@ class Marks(tune.Callback):
         self._say(
             f"sweep: trial {ours.number} {what}: {values}" + (f", score {result:.4f}" if result else "")
         )
+
+
+def _last_line(error_file: str | None) -> str:
+    """What Tune wrote of an exception, without the trace and the path of its class."""
+    lines = Path(error_file).read_text().strip().splitlines() if error_file else []
+    return re.sub(r"^[\w.]*\.(?=\w+: )", "", lines[-1]) if lines else "it failed, Tune does not say why"
 
 
 def train_trial(

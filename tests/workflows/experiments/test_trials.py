@@ -122,6 +122,19 @@ def test_the_page_and_the_table_show_every_trial_and_mark_the_best() -> None:
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
 
 
+def test_keys_of_the_training_are_set_as_other_keys_are() -> None:
+    sets = [
+        "changes.budget.steps=30",
+        "changes.data.lanes=4",
+        "space.optimiser.lr.loguniform=[1.0e-4, 1.0e-2]",
+    ]
+    config: ExperimentConfig = load("experiment", "lr-nano", [*sets, "space.seed.grid=[0, 1]"])
+    assert config.changes["budget.steps"] == 30 and config.changes["data.lanes"] == 4
+    assert config.space["optimiser.lr"].loguniform == (1e-4, 1e-2) and config.space["seed"].grid == [0, 1]
+    trained = config.train_config(next(points(config)))
+    assert (trained.budget.steps, trained.budget.max_minutes, trained.data.lanes) == (30, None, 4)
+
+
 def test_the_presets_are_valid() -> None:
     for name in presets("experiment"):
         config: ExperimentConfig = load("experiment", name)

@@ -13,10 +13,11 @@ import pytest
 from oneflow_core.packing import collate
 from tests.workflows.training.corpus import instruction, sample, tiny_config, write_corpus
 from workflows.config import CONFIG_DIR, load, presets
-from workflows.training.config import TrainConfig
+from workflows.training.config import CorpusSettings, TrainConfig
 from workflows.training.loop import Trainer
 from workflows.training.materials import gather
 from workflows.training.parallel import Worker
+from workflows.training.planning.plan import plan
 
 RECIPES = sorted(set(presets("train")) - {"shapes-nano"})
 LARGE = [name for name in RECIPES if not name.endswith("nano")]
@@ -36,6 +37,17 @@ def test_every_value_of_the_large_recipes_says_whose_it_is() -> None:
             value = line.startswith(" ") and re.search(r"^\s*\w+: +[^#\s]", line)
             if section in sections and value:
                 assert re.search("# (paper|ours|as the start)", line), (name, line)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_recipe_fits_its_gpus_with_room_and_has_the_papers_batch(name: str) -> None:
+    config = recipe(name)
+    nowhere = config.data.model_copy(update={"corpora": [CorpusSettings(url="/nowhere")]})
+    planned = plan(config.model_copy(update={"data": nowhere}), "H100")
+    assert planned.memory.peak < 0.85 * planned.gpu.memory
+    assert config.compute.workers // config.compute.replicas == 8
+    if name.startswith("pretrain"):
+        assert planned.packs_per_step * config.data.tokens == 4096 * 512
 
 
 def test_a_second_stage_has_the_dimensions_of_its_first() -> None:

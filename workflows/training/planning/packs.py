@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SAMPLED = 4
 """Packs that are read: some hundred documents where packs are long."""
-CAPTION_ASSUMED, SIDE_ASSUMED = 64, 256
-"""Tokens of a caption, half of them kept, and pixels of an image's side, where no corpus tells."""
+CAPTION_ASSUMED = 64
+"""Tokens of a caption, half of them kept, where no corpus tells."""
 DOWNSAMPLE = 8
 
 
@@ -61,8 +61,8 @@ def sampled(config: TrainConfig, materials: "Materials") -> PackShape:
 
 
 def assumed(config: TrainConfig, model: ModelConfig) -> PackShape:
-    """Packs full of images with captions, both generated."""
-    side = SIDE_ASSUMED // DOWNSAMPLE // model.patch
+    """Packs full of images of registry.image_size with captions, both generated."""
+    side = config.registry.image_size // DOWNSAMPLE // model.patch
     text, tokens = CAPTION_ASSUMED / 2, config.data.tokens
     length = min(2 + side * side + text, tokens)
     documents = max(tokens // length, 1)
