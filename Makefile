@@ -32,7 +32,7 @@ demo: setup
 # compute: those of a part run one after the other, the parts beside each other.
 test: setup
 	$(BIN)/python -m pytest tests/core -n 2
-	@$(MAKE) --no-print-directory -j 3 -Oline test-corpus test-training test-rest
+	@$(MAKE) --no-print-directory -j 3 test-corpus test-training test-rest
 
 test-corpus: setup
 	$(BIN)/python -m pytest tests/workflows/corpus --durations 8

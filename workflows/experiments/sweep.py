@@ -18,9 +18,10 @@ from workflows.experiments.report import SweepReport, compose, page
 from workflows.experiments.trials import Trial, key_of_sweep, plan
 from workflows.revision import git_commit
 from workflows.storage import delete, join, open_fs, put_atomic
-from workflows.tracking import COMMIT, RunSpec, Tracker, end_run, flat_params
+from workflows.tracking import COMMIT, RunSpec, Tracker, end_run, flat_params, run_status
 from workflows.training.config import TrainConfig
 from workflows.training.fitting import passed_environment
+from workflows.training.train import run as train
 from workflows.training.worker import tracking_uri
 
 Say = Callable[[str], None]
@@ -57,6 +58,9 @@ def run(config: ExperimentConfig, *, say: Say | None = None) -> SweepReport:
     failures: dict[int, str] = {}
     with _parent(config, first, key) as tracker:
         run_id = tracker.run_id() if tracker else None
+        for trial in trials:
+            if trial.state == "finished":
+                _deliver(_under(trial, run_id).config, trial.run_key, say)
         if waiting:
             failures = _tune(config, [_under(trial, run_id) for trial in waiting], root, say)
         report = compose(config, trials, key, run_id, join(root, "report.html"), failures)
@@ -143,6 +147,13 @@ def _tune(config: ExperimentConfig, trials: Sequence[Trial], root: str, say: Say
             _end_runs([trial for trial in trials if trial.number not in marks.failures])
             delete(join(root, "tune"), recursive=True)
     return marks.failures
+
+
+def _deliver(config: TrainConfig, key: str, say: Say) -> None:
+    """What tracking lacks of a trial that came to its end as its sweep was killed: the same training delivers it."""
+    uri = tracking_uri(config)
+    if uri and run_status(uri, config.tracking.experiment, key) not in (None, "FINISHED"):
+        train(config, say=say)
 
 
 def _end_runs(trials: Sequence[Trial]) -> None:

@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from oneflow_core.data.manifest import Input, Manifest
 from oneflow_core.data.table import Table
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from workflows.training.best import write_best
 from workflows.training.config import TrainConfig
 from workflows.training.materials import gather
+from workflows.training.parallel import join_group
 from workflows.training.register import Registered, export_and_register
 from workflows.training.worker import open_tracker, run_root
 
@@ -73,7 +76,11 @@ def registered(config: TrainConfig, step: int = 12, loss: float = 1.25) -> Regis
     """A version out of untrained weights of the run of `config`."""
     materials = gather(config)
     root = run_root(config, materials.run_key)
-    write_best(root, step, loss, materials.build_model(config.seed).state_dict())
+    join_group(config.compute)
+    try:
+        write_best(root, step, loss, materials.build_model(config.seed).state_dict())
+    finally:
+        dist.destroy_process_group()
     version, _ = export_and_register(config, materials, materials.run_key, root)
     assert version is not None
     return version

@@ -31,8 +31,12 @@ from workflows.training.loop import Progress
 from workflows.training.train import run
 
 
-def _work(config: TrainConfig, rank: int, workers: int, port: int, output: Path) -> None:
+def _work(
+    config: TrainConfig, rank: int, workers: int, port: int, output: Path, environment: dict[str, str]
+) -> None:
     """A worker process: what torchrun would start, with its output in a file."""
+    # The server that forks may be older than what the stack has set since.
+    os.environ |= environment
     written = output.with_suffix(".json")
     written.write_text(config.model_dump_json())
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
@@ -114,7 +118,9 @@ def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
     settings = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
     processes: list[BaseProcess] = []
     for rank, output in enumerate(outputs):
-        processes.append(context.Process(target=_work, args=(settings, rank, workers, port, output)))
+        processes.append(
+            context.Process(target=_work, args=(settings, rank, workers, port, output, dict(os.environ)))
+        )
         processes[-1].start()
     return Run(processes, outputs)
 

@@ -22,6 +22,9 @@ from workflows.training.config import TrainConfig
 
 STEPS = 400
 AWAY_S = 20.0
+EVALUATED = ("heldout", "tasks", "calibration")
+ALWAYS = ("train", "speed", "data", "goodput", "guard", "heldout")
+"""Groups of metrics that every reading has; others lack what did not occur."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,10 @@ def test_a_run_outlives_every_part_it_is_made_of(site: TrainSite, tmp_path: Path
     kept.append(site.newest("disturbed"))
     driver.kill()
     driver = site.driver("disturbed", **settings)
-    site.wait("commit of the next driver", lambda: site.newest("disturbed") > kept[-1], driver)
+    # The workers of the killed driver may commit for a moment.
+    site.wait("attempt of the next driver", lambda: len(site.attempts("disturbed")) == 3, driver)
+    before = site.newest("disturbed")
+    site.wait("commit of the next driver", lambda: site.newest("disturbed") > before, driver)
 
     code = driver.terminate()
     stopped = site.newest("disturbed")
@@ -94,8 +100,9 @@ def test_a_run_outlives_every_part_it_is_made_of(site: TrainSite, tmp_path: Path
         files = json.loads((reference / "commits" / commit_name(step)).read_text())["files"]
         assert site.digests("disturbed", step) == files, step
     ours, theirs = (load_best(root)[1] for root in (report["root"], str(reference)))
-    for name, tensor in ours.items():
-        assert tensor.flatten().tolist() == pytest.approx(theirs[name].flatten().tolist(), abs=2e-4), name
+    for name in ours.kinds():
+        wanted = theirs.read(name).flatten().tolist()
+        assert ours.read(name).flatten().tolist() == pytest.approx(wanted, abs=2e-4), name
 
     attempts = site.attempts("disturbed")
     assert [a["attempt"] for a in attempts] == [1, 2, 3, 4, 5] == list(range(1, report["attempts"] + 1))
@@ -107,8 +114,11 @@ def test_a_run_outlives_every_part_it_is_made_of(site: TrainSite, tmp_path: Path
     assert (run.data.tags["oneflow.attempt"], run.data.tags["oneflow.world_size"]) == ("5", "1")
     assert "attempts.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     for metric in run.data.metrics:
-        every = 100 if metric.startswith("heldout/") else LOG_EVERY
-        assert site.history("disturbed", metric) == list(range(every, STEPS + 1, every)), metric
+        steps, group = site.history("disturbed", metric), metric.partition("/")[0]
+        every = 100 if group in EVALUATED else LOG_EVERY
+        if group in ALWAYS:
+            assert steps == list(range(every, STEPS + 1, every)), metric
+        assert steps == sorted(set(steps)) and set(steps) <= set(range(every, STEPS + 1, every)), metric
 
     goodput = report["goodput"]
     parts = sum(value for name, value in goodput.items() if name.endswith("_s"))

@@ -24,11 +24,11 @@ def test_the_controller_holds_a_lease_while_it_trains(
     manifest = Manifest.load(str(tmp_path / "shards" / "c" / "v1"))
     seen: list[str] = []
 
-    def fit(config: TrainConfig, key: str, root: str, begun: float, say: object) -> None:
+    def fit(config: TrainConfig, key: str, root: str, begun: float, say: object, callbacks: object) -> None:
         seen.extend(survey(str(tmp_path)).live)
         raise Fitted
 
-    materials = SimpleNamespace(manifests=(manifest,), run_key="key", corpus_version="c@v1")
+    materials = SimpleNamespace(manifests=(manifest,), run_key="key", corpus_version="c@v1", start=None)
     monkeypatch.setattr(train, "gather", lambda config: materials)
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "ended", lambda config, root: False)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.workflows.training.corpus import instruction, tiny_config, write_corpus
 from tests.workflows.training.test_distributed import launch
 from workflows.errors import OneFlowError, UsageError
+from workflows.training.best import load_best
 from workflows.training.config import TrainConfig
 from workflows.training.loop import Trainer
 from workflows.training.materials import gather
@@ -100,7 +101,7 @@ def test_stage_2_begins_at_the_parents_weights_and_says_so_everywhere(site: Site
 
     second, run_id = trained(site.config())
     client = MlflowClient()
-    digest = client.get_model_version("stage1", "1").tags["oneflow.weights_sha256"]
+    digest = client.get_model_version("stage1", "1").tags["oneflow.model_sha256"]
     wanted = {"oneflow.parent_model": "models:/stage1/1", "oneflow.parent_weights_sha256": digest}
     assert wanted.items() <= client.get_run(run_id).data.tags.items()
     assert wanted.items() <= client.get_model_version(second.name, second.version).tags.items()
@@ -163,16 +164,16 @@ def test_two_workers_begin_at_a_directory_and_a_damaged_file_is_refused(site: Si
     start = {"model__start": f"file://{site.directory}", "checkpoint__url": str(tmp_path / "runs")}
     run = site.config(**still, **start)
     launch(run, tmp_path, 2).finish()
-    [best] = (tmp_path / "runs").glob("*/best/*.safetensors")
-    found = load_file(best)
-    assert found.keys() == site.parent.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, site.parent[name], rtol=0, atol=1e-25)
+    [root] = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    _, best = load_best(str(root))
+    assert best.kinds().keys() == site.parent.keys()
+    for name, tensor in site.parent.items():
+        torch.testing.assert_close(best.read(name), tensor, rtol=0, atol=1e-25)
 
     file = site.directory / "model" / "model.safetensors"
     whole_file = file.read_bytes()
     file.write_bytes(whole_file[:-1] + bytes([whole_file[-1] ^ 1]))
-    with pytest.raises(AssertionError, match="put the file back"):
+    with pytest.raises(AssertionError, match="put the files back"):
         launch(site.config(**still, **start, seed=5), tmp_path, 2).finish()
     file.write_bytes(whole_file)
 
