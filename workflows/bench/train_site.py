@@ -259,7 +259,7 @@ class TrainSite:
 
         client = client_of(str(status(self._state_dir).mlflow_url))
         experiment = client.get_experiment_by_name("faults")
-        wanted = f"attributes.run_name = '{name}'"
+        wanted = f"attributes.run_name LIKE '{name}-%'"
         runs = client.search_runs([experiment.experiment_id], wanted) if experiment else []
         if len(runs) != 1:
             raise OneFlowError("MLflow", f"{len(runs)} runs are called {name}", "one was expected")
