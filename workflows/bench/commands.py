@@ -1,5 +1,7 @@
 """`oneflow bench`: run one benchmark by name."""
 
+import signal
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -83,6 +85,8 @@ def bench(
         options = {"only": only or (), "seed": seed}
     elif only:
         raise UsageError(f"--only {only[0]}", f"{name} has no parts", "leave it out")
+    # Whoever ends a benchmark ends the servers that it started with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     result = getattr(import_module(module), function)(runs or RUNS.get(name, 5), **options)
     for key, value in result.summary().items():
         typer.echo(f"{key:<22} {value}")

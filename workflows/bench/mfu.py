@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from oneflow_core.flops import NeededFlops
 from oneflow_core.model import PRESETS, OneFlowModel
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
-from oneflow_core.packing import Pack, collate
-from workflows.bench.random_documents import Ids, image, sample, text
+from oneflow_core.packing import Pack
+from workflows.bench.random_documents import Ids, packed_pairs
 from workflows.bench.result import Result
 from workflows.device_rate import device_name, product_rate, sheet_rate, timed
 
@@ -44,7 +43,10 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
     dims = PRESETS[size.preset]
     config = ObjectiveConfig(mixture=TaskMixture(concurrent=1.0, prompt_dropout=0.0))
     objective = OneFlowObjective(config, dims, Ids(dims.vocab_size))  # type: ignore[arg-type]
-    packs = [_pack(objective, size, seed).to(device) for seed in range(runs + 2)]
+    packs = [
+        packed_pairs(objective, size.tokens, size.caption, size.side, seed).to(device)
+        for seed in range(runs + 2)
+    ]
     found = {}
     for name in ("plain", "compiled") if device != "cpu" else ("plain",):
         torch.manual_seed(0)
@@ -94,13 +96,3 @@ def _rates(
         "seconds": [s for _, s in told],
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None,
     }
-
-
-def _pack(objective: OneFlowObjective, size: Size, seed: int) -> Pack:
-    rng, dims = np.random.default_rng(seed), objective.model
-    side = size.side // dims.patch
-    documents = [
-        sample([text(rng, size.caption, dims.vocab_size), image(size.side * 8)], rng, side=size.side)
-        for _ in range(size.tokens // (size.caption + side * side))
-    ]
-    return collate([objective.corrupt(d, rng) for d in documents])

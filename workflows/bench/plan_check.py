@@ -27,8 +27,8 @@ from oneflow_core.flops import NeededFlops
 from oneflow_core.model import PRESETS, ModelConfig, OneFlowModel
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
-from oneflow_core.packing import Pack, collate
-from workflows.bench.random_documents import Ids, image, sample, text
+from oneflow_core.packing import Pack
+from workflows.bench.random_documents import Ids, packed_pairs
 from workflows.bench.result import Result
 from workflows.device_rate import device_name, sheet_rate
 from workflows.training.config import ComputeSettings, OptimiserSettings
@@ -95,7 +95,7 @@ def run(runs: int, device: str = "cpu", size: Size | None = None) -> Result:
         config,
         Ids(config.vocab_size),  # type: ignore[arg-type]
     )
-    packs = [_pack(objective, size, seed) for seed in range(8)]
+    packs = [packed_pairs(objective, size.tokens, size.caption, size.side, seed) for seed in range(8)]
     joined = dist.is_initialized()
     found: dict[str, dict[str, Any]] = {}
     for name in size.variants:
@@ -275,13 +275,3 @@ def _by_rectangles(
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.cuda.synchronize(device)
-
-
-def _pack(objective: OneFlowObjective, size: Size, seed: int) -> Pack:
-    rng, dims = np.random.default_rng(seed), objective.model
-    side = size.side // dims.patch
-    documents = [
-        sample([text(rng, size.caption, dims.vocab_size), image(size.side * 8)], rng, side=size.side)
-        for _ in range(size.tokens // (size.caption + side * side))
-    ]
-    return collate([objective.corrupt(d, rng) for d in documents])

@@ -6,6 +6,8 @@ import numpy as np
 
 from oneflow_core.data.shard import Sample
 from oneflow_core.document import Document, ImageSegment, Role, TextSegment
+from oneflow_core.objectives import OneFlowObjective
+from oneflow_core.packing import Pack, collate
 
 
 class Ids:
@@ -48,3 +50,14 @@ def sample(
 def image(side: int, role: Role = "auto") -> ImageSegment:
     """An image of `side` pixels."""
     return ImageSegment("00" * 32, side, side, role)
+
+
+def packed_pairs(objective: OneFlowObjective, tokens: int, caption: int, side: int, seed: int) -> Pack:
+    """A pack of as many texts of `caption` ids beside a latent of `side` as have `tokens` tokens, corrupted."""
+    rng, dims = np.random.default_rng(seed), objective.model
+    patches = (side // dims.patch) ** 2
+    documents = [
+        sample([text(rng, caption, dims.vocab_size), image(side * 8)], rng, side=side)
+        for _ in range(tokens // (caption + patches))
+    ]
+    return collate([objective.corrupt(d, rng) for d in documents])

@@ -7,7 +7,6 @@ random moment of a run of its own that trains on two nodes. A kill counts where 
 
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -56,7 +55,6 @@ def run(runs: int, only: Sequence[str] = (), seed: int = 0) -> Result:
     """
     if unknown := [name for name in only if name not in VICTIMS]:
         raise UsageError(f"--only {unknown[0]}", "there is no such victim", f"known: {', '.join(VICTIMS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="oneflow-faults-") as folder:
         state_dir, before = Path(folder) / "stack", dict(os.environ)
         try:

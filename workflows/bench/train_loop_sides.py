@@ -221,11 +221,10 @@ def alone(config: TrainConfig, root: str, skipped: int) -> dict[str, Any]:
 
 
 def _device(rate: float, device: str) -> dict[str, Any]:
-    """MFU by the data sheet, where it is known, and the most memory."""
+    """MFU by the data sheet, where it is known. Peaks of memory are what bench plan measures: meters reset them."""
     name = device_name(device)
     sheet = sheet_rate(name)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    return {"device": name, "mfu": rate / sheet if sheet else None, "memory_gib": memory, "sheet": sheet}
+    return {"device": name, "mfu": rate / sheet if sheet else None, "sheet": sheet}
 
 
 def _steps(trainer: TimedTrainer, skipped: int) -> list[float]:

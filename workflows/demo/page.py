@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workflows.chart import line_chart
 from workflows.demo.report import Exhibit, Insertion, Part, Picture, Report
+from workflows.templates import templates
 
 SHADES = 9
 SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
@@ -24,15 +25,7 @@ _DARK = ((98, 74, 0), (10, 88, 66), (34, 72, 150))
 
 def render(report: Report) -> str:
     """The whole page. All that comes from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["data_uri"] = data_uri
     environment.filters["duration"] = duration
     environment.filters["figure"] = lambda v: f"{v:.3g}"

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from workflows.experiments.chart import scatter
 from workflows.experiments.config import ExperimentConfig
 from workflows.experiments.trials import State, Trial, score
+from workflows.templates import templates
 from workflows.tracking import find_run
 from workflows.training.worker import tracking_uri
 
@@ -79,16 +80,13 @@ def table(report: SweepReport) -> list[str]:
 
 def page(config: ExperimentConfig, report: SweepReport) -> str:
     """The page: one file that needs no other."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("workflows.experiments").joinpath("page.html").read_text(encoding="utf-8")
     shown = [row for row in report.rows if row.score is not None]
     charts = [
         scatter(key, _metric(report.terms), [(row.values[key], row.score or 0.0, row.state) for row in shown])
         for key in config.space
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(template).render(
+    template = templates(Path(__file__).parent).get_template("page.html")
+    return template.render(
         report=report, charts=charts, metric=_metric(report.terms), keys=list(config.space), short=_short
     )
 

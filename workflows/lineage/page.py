@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oneflow_core.data.manifest import Input
 from workflows.lineage.chain import ModelLink
+from workflows.templates import templates
 from workflows.training.identity import EXPORTED, WEIGHTS
 
 NAMES = tuple(field.name for field in fields(Input))
@@ -14,15 +15,7 @@ NAMES = tuple(field.name for field in fields(Input))
 
 def render(model: ModelLink) -> str:
     """The page; all that comes from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     return environment.get_template("page.html").render(model=model, digests=(EXPORTED, WEIGHTS))
 
 

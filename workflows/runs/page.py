@@ -9,6 +9,7 @@ from workflows.runs.comparison import Comparison
 from workflows.runs.curves import AXES, Axis
 from workflows.runs.record import FIRST, Record
 from workflows.runs.table import PLACES, data_rows, short
+from workflows.templates import templates
 
 PAGE = "index.html"
 FIGURES = "comparison.json"
@@ -22,15 +23,7 @@ GROUPS = ("heldout/", "train/")
 
 def render(comparison: Comparison) -> str:
     """The whole page; all that comes from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["short"] = short
     return environment.get_template("page.html").render(
         comparison=comparison,

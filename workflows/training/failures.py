@@ -13,8 +13,6 @@ from workflows.storage import delete, exists, join, read_json, write_json
 
 FILE = "failure.json"
 LONGEST = 500
-KILLED = {137: "SIGKILL, as the kernel sends it when memory is used up", 143: "SIGTERM", 139: "SIGSEGV"}
-"""What ends a process with these exit codes."""
 
 
 def write_failure(root: str, rank: int, error: BaseException) -> None:

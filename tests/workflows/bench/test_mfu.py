@@ -10,7 +10,7 @@ from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.objectives.tasks import TaskMixture
 from workflows.bench import mfu
 from workflows.bench.flops import flop_counter
-from workflows.bench.random_documents import Ids
+from workflows.bench.random_documents import Ids, packed_pairs
 
 SIZE = mfu.Size("nano", tokens=1024, side=8, caption=112, matrix=64)
 
@@ -20,7 +20,7 @@ def test_needed_flops_are_those_of_the_products() -> None:
     dims = PRESETS["nano"]
     config = ObjectiveConfig(mixture=TaskMixture(concurrent=1.0, prompt_dropout=0.0))
     objective = OneFlowObjective(config, dims, Ids(dims.vocab_size))  # type: ignore[arg-type]
-    pack, model = mfu._pack(objective, SIZE, 0), OneFlowModel(dims)
+    pack, model = packed_pairs(objective, SIZE.tokens, SIZE.caption, SIZE.side, 0), OneFlowModel(dims)
     with flop_counter() as counter:
         objective.loss(model, pack, objective.normalisers(pack)).total.backward()
     assert NeededFlops.of(model).of_pack(pack) == pytest.approx(counter.get_total_flops(), rel=0.06)

@@ -16,6 +16,7 @@ from oneflow_core.document import ImageSegment
 from workflows.corpus.inspection.figures import Inspection
 from workflows.corpus.inspection.histogram import Histogram
 from workflows.corpus.inspection.terminal import part_of, printable, shape_of, shapes_of, share
+from workflows.templates import templates
 
 WIDTH, HEIGHT, FOOT = 320, 120, 16
 MOST_SIDE = 256
@@ -32,16 +33,8 @@ def page(found: Inspection, codec: str = "embedded", subfolder: str | None = Non
     Where it is not the one that the corpus was encoded with, or cannot be loaded, the page says so in the pictures'
     place. All that comes from the corpus is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     pictures, note = decode(found.manifest, found.samples, codec, subfolder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["grouped"] = lambda n: f"{n:,}"
     manifest = found.manifest
     return environment.get_template("page.html").render(
