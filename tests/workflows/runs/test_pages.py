@@ -36,8 +36,12 @@ def page() -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def server(stack: RunningStack, page: Page, tmp_path_factory: pytest.TempPathFactory) -> str:
+def server(stack: RunningStack, page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that holds a run with its version. `page` first: without a browser nothing is made."""
+    url = stack.env["MLFLOW_TRACKING_URI"]
+    patch = pytest.MonkeyPatch()
+    # The other tests of this folder may have pointed it at a store of theirs.
+    patch.setenv("MLFLOW_TRACKING_URI", url)
     base = tmp_path_factory.mktemp("pages")
     write_corpus(base / "corpus", shards=1, real=True)
     config = config_of(base / "corpus", base / "checkpoints", EXPERIMENT, name="shown")
@@ -45,7 +49,8 @@ def server(stack: RunningStack, page: Page, tmp_path_factory: pytest.TempPathFac
     names = ("heldout/loss", "train/loss", "train/image/mse", "train/grad_norm", "speed/tokens_per_s")
     tracked(config, {name: values for name in names})
     registered(config)
-    return stack.env["MLFLOW_TRACKING_URI"]
+    yield url
+    patch.undo()
 
 
 def test_the_link_opens_our_charts(server: str, page: Page) -> None:
