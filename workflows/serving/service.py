@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from oneflow_core.model_source import ModelSourceError
 from workflows.corpus.cluster import cluster
 from workflows.errors import OneFlowError, Refused, UsageError
 from workflows.serving.access import digest_of
@@ -106,7 +107,7 @@ def _start(arguments: ServeArguments, key_digest: str, address: Address) -> str:
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": port})
         serve.run(bind(arguments, key_digest), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, ModelSourceError) as error:
         cause = _cause(error)
         serve.shutdown()
         raise OneFlowError(

@@ -1,4 +1,4 @@
-"""A real Ray Serve over HTTP: answers, streams, a full queue, clients that go away, another version, a killed replica."""
+"""A real Ray Serve over HTTP: answers, streams, a full queue, clients that go, another version, a killed replica."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -
         whole = pool.submit(http.post, "/v1/generate", json=SLOW)
         grown = pool.submit(stream)
         wait_for(
-            lambda: meters(http)["oneflow_running_documents"] == 2 and len(streamed) > 2, "two under way"
+            lambda: meters(http)["oneflow_running_documents"] == 2 and len(streamed) > 1, "two under way"
         )
         os.kill(replica_pid(), signal.SIGKILL)
         reply = whole.result(timeout=60)
