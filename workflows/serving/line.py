@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workflows.serving.meters import Meters
@@ -265,20 +265,23 @@ class Line:
         self.meters.step_seconds.observe(time.perf_counter() - started)
         with self._state:
             members = list(self._members)
-        finished = [(ticket, done[ticket.key]) for ticket in members if ticket.key in done]
-        broken = {ticket for ticket, made in finished if isinstance(made, Exception)}
+        finished = {ticket: done[ticket.key] for ticket in members if ticket.key in done}
         for ticket in members:
-            if ticket.watched and ticket.key is not None and ticket not in broken:
+            if ticket.watched and ticket.key is not None and not isinstance(finished.get(ticket), Exception):
                 ticket.show(self._running.look(ticket.key))
-        for ticket, made in finished:
+        self._deliver(finished)
+
+    def _deliver(self, finished: Mapping[Ticket, GeneratedDocument | Exception]) -> None:
+        """Places are free, and counted so, before anybody hears that a document is done."""
+        with self._state:
+            for ticket, made in finished.items():
+                self._release(ticket, "failed" if isinstance(made, Exception) else "left")
+                seconds = time.perf_counter() - ticket.since
+                self._document_s += 0.2 * (seconds - self._document_s)
+        for ticket, made in finished.items():
             if not isinstance(made, Exception):
                 self.meters.tokens.inc(len(made.trace.insertions))
             ticket.settle(Broken() if isinstance(made, Exception) else made)
-        with self._state:
-            for ticket, _ in finished:
-                self._release(ticket, "failed" if ticket in broken else "left")
-                seconds = time.perf_counter() - ticket.since
-                self._document_s += 0.2 * (seconds - self._document_s)
 
     def _stepped(self) -> dict[int, GeneratedDocument | Exception]:
         """What a step finished. Where that could not be decoded, those that were finished are lost, and found out by
