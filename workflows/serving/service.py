@@ -86,9 +86,9 @@ def _demand(arguments: ServeArguments) -> None:
     """Serve waits without end for what a cluster does not have."""
     import ray
 
-    held, (fewest, _) = ray.cluster_resources(), arguments.bounds
+    held = ray.cluster_resources()
     for name, each in (("CPU", arguments.cpus), ("GPU", arguments.gpus)):
-        wanted = fewest * each
+        wanted = arguments.replicas * each
         if wanted > held.get(name, 0):
             raise OneFlowError(
                 f"the Ray cluster's {held.get(name, 0):g} {name}s",
