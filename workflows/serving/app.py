@@ -6,7 +6,6 @@
 # Annotations stay values here: FastAPI reads them in a replica, where the strings' names may not resolve.
 import asyncio
 import json
-from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
@@ -17,16 +16,13 @@ from ray.serve import Application, Deployment
 from oneflow_core.pipeline import GeneratedDocument
 from workflows.corpus.cluster import Environment
 from workflows.serving.engine import Engine, Job, Reply
+from workflows.serving.page.routes import router as page
 
 BATCH = 16
 WAIT_S = 0.02
-PAGE = Path(__file__).with_name("page.html")
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'"
-)
 
 http = FastAPI(title="OneFlow", docs_url=None, redoc_url=None, openapi_url=None)
+http.include_router(page)
 
 
 class ServeArguments(BaseModel):
@@ -90,12 +86,6 @@ class Service:
     async def metrics(self) -> Response:
         """This replica's counters."""
         return Response(self.engine.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @http.get("/")
-    async def page(self) -> Response:
-        """A page to try the model by hand."""
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
     async def _together(self, jobs: list[Job]) -> list[GeneratedDocument]:
