@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +37,11 @@ class Environment:
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def cluster(variables: Mapping[str, str] | None = None) -> Iterator[None]:
     """Ray is up within; a local one that this call started is stopped at the end, any other left alone.
+
+    `variables` become the environment of what this call runs on a cluster that RAY_ADDRESS names; nothing secret, as
+    Ray logs them. A Ray of this machine has the environment of this process anyway.
 
     Raises:
         OneFlowError: RAY_ADDRESS names a cluster that does not answer.
@@ -50,7 +53,7 @@ def cluster() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        _init(os.environ.get("RAY_ADDRESS"))
+        _init(os.environ.get("RAY_ADDRESS"), variables)
     quiet()
     try:
         yield
@@ -111,12 +114,13 @@ def start_local(**options: Any) -> None:
                 raise
 
 
-def _init(address: str | None) -> None:
+def _init(address: str | None, variables: Mapping[str, str] | None) -> None:
     import ray
 
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            with_env = {"runtime_env": {"env_vars": dict(variables)}} if variables else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **with_env)
         else:
             start_local()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One replica's work without its wires: a request's bytes in, an answer out, many computed together."""
+"""One replica's work without its wires: requests to documents, many made in one running batch."""
 
 from __future__ import annotations
 
@@ -6,102 +6,208 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
+from oneflow_core.running import Options
+from workflows.serving.line import Closed, Full, Line, Ticket, Work
 from workflows.serving.meters import Meters
 from workflows.serving.wire import (
     BadRequest,
     GenerateRequest,
+    ImagePart,
     Limits,
     TextPart,
     decode_image,
-    parse,
     segments_json,
 )
 
 log = logging.getLogger("ray.serve")
+T = TypeVar("T")
 
-FAILED = {"error": {"field": "", "cause": "the server failed", "mend": "see the replica's log"}}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request, ready to compute."""
-
-    request: GenerateRequest
-    prompt: Prompt
-    seed: int
-
-
-Together = Callable[[Job], Awaitable[GeneratedDocument]]
-"""Gives a job to whoever gathers batches, and waits for its document."""
+LONGEST_STEP_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP status and a JSON object."""
+class Room:
+    """How much a replica takes on."""
 
-    status: int
-    body: dict[str, Any]
+    batch: int = 16
+    """Documents made at once."""
+    queue: int = 64
+    """Documents that wait."""
+    threads: int = 1
+    """Threads of the network on a CPU, and of reading and writing images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model with its line: what a request is given to, from beginning to end."""
+
+    pipeline: OneFlowPipeline
+    line: Line
+    identity: dict[str, str]
+
+
+class Order:
+    """One request's documents in the making. Whoever holds it closes it: what is not done then is cancelled."""
+
+    def __init__(self, served: Served, tickets: Sequence[Ticket]) -> None:
+        self.served, self.tickets = served, list(tickets)
+        self.started = time.perf_counter()
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        left = [ticket for ticket in self.tickets if not ticket.made.done()]
+        if left:
+            self.served.line.cancel(left)
 
 
 class Engine:
-    """A pipeline behind the contract of `POST /v1/generate`."""
+    """The model that is served now, and what all requests to it share."""
 
-    def __init__(self, pipeline: OneFlowPipeline, limits: Limits | None = None) -> None:
-        self.pipeline, self.limits = pipeline, limits or Limits()
-        self.meters = Meters()
-        self.identity = dict(pipeline.identity)
+    def __init__(
+        self, pipeline: OneFlowPipeline, room: Room | None = None, limits: Limits | None = None
+    ) -> None:
+        self.room, self.limits, self.meters = room or Room(), limits or Limits(), Meters()
+        self.pool = ThreadPoolExecutor(max(2, self.room.threads), thread_name_prefix="images")
+        self.upgrade: dict[str, str] | None = None
+        """What became of the last change of model, where there was one."""
+        self.served = self._serve(pipeline)
 
-    async def respond(self, body: bytes, together: Together) -> Reply:
-        """Answers one request; what it does wrong is a 4xx, what we do wrong a 500, never an exception."""
-        started = time.perf_counter()
+    def replace(self, pipeline: OneFlowPipeline) -> Line:
+        """New requests go to `pipeline`; returns the line of the model before, which serves what it has and ends."""
+        before, self.served = self.served, self._serve(pipeline)
+        before.line.close()
+        return before.line
+
+    def close(self) -> None:
+        """Serves what it has, and ends its threads."""
+        self.served.line.close()
+        self.served.line.join()
+        self.pool.shutdown()
+
+    def _serve(self, pipeline: OneFlowPipeline) -> Served:
+        room = self.room
+        line = Line(pipeline, self.meters, batch=room.batch, queue=room.queue, threads=room.threads)
+        return Served(pipeline, line, dict(pipeline.identity))
+
+    def check(self) -> None:
+        """Raises `BadRequest` (429) where the queue is full: before a body is read."""
         try:
-            with self.meters.waiting.track_inprogress():
-                job = await asyncio.to_thread(self._job, body)
-                document = await together(job)
-                reply = Reply(200, await asyncio.to_thread(self._answer, job, document, started))
-        except BadRequest as refusal:
-            reply = Reply(refusal.status, refusal.body)
-        except Exception:
-            log.exception("a request failed")
-            reply = Reply(500, FAILED)
-        self.meters.requests.labels(str(reply.status)).inc()
-        self.meters.seconds.observe(time.perf_counter() - started)
-        return reply
+            self.served.line.check()
+        except Full as full:
+            raise _busy(full) from None
 
-    def compute(self, jobs: Sequence[Job]) -> list[GeneratedDocument]:
-        """All documents as one ragged batch; what each is does not depend on the others."""
-        self.meters.batch.observe(len(jobs))
-        return self.pipeline(
-            [job.prompt for job in jobs],
-            seeds=[job.seed for job in jobs],
-            steps=[job.request.steps for job in jobs],
-            guidance=[job.request.guidance for job in jobs],
-            temperature=[job.request.temperature for job in jobs],
-            max_images=[job.request.max_images for job in jobs],
+    async def order(self, works: Sequence[Work], *, watched: bool = False) -> Order:
+        """Puts the documents of a request in line.
+
+        Raises:
+            BadRequest: the queue is full (429, with Retry-After).
+        """
+        while True:
+            served = self.served
+            try:
+                return Order(served, served.line.submit(works, watched=watched))
+            except Full as full:
+                raise _busy(full) from None
+            except Closed:
+                await asyncio.sleep(0)
+
+    async def prompt(self, parts: Sequence[TextPart | ImagePart], fields: Sequence[str]) -> tuple[Any, ...]:
+        """The segments of a prompt; images are brought to the model's size at once, so that few bytes wait.
+
+        Raises:
+            BadRequest: an image that cannot be read; `fields` are the parts' names.
+        """
+        size = self.served.pipeline.parts.image_size
+
+        def decoded() -> tuple[Any, ...]:
+            return tuple(
+                part.text if isinstance(part, TextPart) else decode_image(part, field, self.limits, size)
+                for part, field in zip(parts, fields, strict=True)
+            )
+
+        if all(isinstance(part, TextPart) for part in parts):
+            return decoded()
+        return await self.off_loop(decoded)
+
+    async def off_loop(self, call: Callable[[], T]) -> T:
+        """`call` in a thread beside the network's."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+
+    async def work(self, request: GenerateRequest) -> Work:
+        """The document that `request` asks for."""
+        fields = [f"segments.{i}.data" for i in range(len(request.segments))]
+        segments = await self.prompt(request.segments, fields)
+        options = Options(
+            steps=request.steps,
+            guidance=request.guidance,
+            temperature=request.temperature,
+            max_images=request.max_images,
+            max_tokens=request.max_tokens,
+            previews=request.stream and request.previews > 0,
         )
+        seed = secrets.randbits(53) if request.seed is None else request.seed
+        return Work(Prompt(segments, request.target), seed, options)
 
-    def _job(self, body: bytes) -> Job:
-        request = parse(body, self.limits)
-        parts = tuple(
-            part.text if isinstance(part, TextPart) else decode_image(part, f"segments.{i}.data", self.limits)
-            for i, part in enumerate(request.segments)
-        )
-        seed = secrets.randbits(63) if request.seed is None else request.seed
-        return Job(request, Prompt(parts, request.target), seed)
-
-    def _answer(self, job: Job, document: GeneratedDocument, started: float) -> dict[str, Any]:
-        segments = segments_json(document.segments)
-        for segment in segments:
-            self.meters.segments.labels(segment["type"]).inc()
+    async def answer(self, order: Order, request: GenerateRequest) -> dict[str, Any]:
+        """Waits for the one document of `order`; the answer of `POST /v1/generate`."""
+        (ticket,) = order.tickets
+        document = await made(ticket)
+        segments = await self.segments(document)
         return {
             "segments": segments,
-            "trace": document.trace.to_json() if job.request.trace else None,
-            "model": self.identity,
-            "seed": job.seed,
-            "seconds": time.perf_counter() - started,
+            "trace": document.trace.to_json() if request.trace else None,
+            "model": order.served.identity,
+            "seed": ticket.work.seed,
+            "seconds": time.perf_counter() - order.started,
         }
+
+    async def segments(self, document: GeneratedDocument) -> list[dict[str, Any]]:
+        """A document's segments as JSON, counted; images become PNG beside the event loop."""
+        for segment in document.segments:
+            self.meters.segments.labels("text" if isinstance(segment, str) else "image").inc()
+        if all(isinstance(segment, str) for segment in document.segments):
+            return segments_json(document.segments)
+        return await self.off_loop(lambda: segments_json(document.segments))
+
+    def healthy(self) -> bool:
+        """Whether the batch moves."""
+        return not self.served.line.stuck(LONGEST_STEP_S)
+
+
+async def made(ticket: Ticket) -> GeneratedDocument:
+    """The ticket's document.
+
+    Raises:
+        BadRequest: the sampler refuses the options (422).
+    """
+    try:
+        return await asyncio.shield(ticket.made)
+    except ValueError as error:
+        cause, _, mend = str(error).partition("; ")
+        raise BadRequest(422, "body", cause, mend or "change the options") from None
+
+
+async def as_made(order: Order) -> AsyncIterator[tuple[int, GeneratedDocument]]:
+    """The documents of an order with their places in it, each when it is done."""
+    pending = {asyncio.ensure_future(made(t)): i for i, t in enumerate(order.tickets)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                yield pending.pop(future), future.result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _busy(full: Full) -> BadRequest:
+    seconds = full.retry_after_s
+    return BadRequest(
+        429, "", "the queue is full", f"try again in {seconds} s", {"Retry-After": str(seconds)}
+    )

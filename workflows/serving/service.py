@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 import urllib.request
@@ -10,9 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from workflows.corpus.cluster import cluster
-from workflows.errors import OneFlowError, Refused
+from workflows.errors import OneFlowError, Refused, UsageError
+from workflows.serving.access import digest_of
+from workflows.serving.arguments import ServeArguments
+from workflows.serving.proxy import PATH, VARIABLE
 
 APPLICATION = "oneflow"
 LOOPBACK = "127.0.0.1"
@@ -27,27 +34,40 @@ class Address:
 
 
 @contextmanager
-def serving(
-    model: str, *, address: Address | None = None, replicas: int = 1, cpus: float = 1, gpus: float = 0
-) -> Iterator[str]:
+def serving(model: str, *, address: Address | None = None, **options: Any) -> Iterator[str]:
     """The model's server for as long as the context is open; gives its URL.
 
-    Serve is shut down at the end, and Ray too where it was started here.
+    `options` are the fields of `ServeArguments`. Serve is shut down at the end, and Ray too where it was started here.
 
     Raises:
         OneFlowError: the port is taken, the model cannot be loaded, or the cluster lacks the resources.
+        UsageError: an option that does not hold, or an API key that is not there.
         Refused: Serve runs on that cluster already.
     """
-    with cluster():
+    arguments = _arguments(model, options)
+    key_digest = digest_of(arguments.api_key_env)
+    os.environ.setdefault(VARIABLE, PATH)
+    with cluster({VARIABLE: PATH}):
         from ray import serve
 
         _refuse_a_second()
-        _demand(replicas * cpus, replicas * gpus)
-        url = _start(model, address or Address(), replicas, cpus, gpus)
+        _demand(arguments)
+        url = _start(arguments, key_digest, address or Address())
         try:
             yield url
         finally:
             serve.shutdown()
+
+
+def _arguments(model: str, options: dict[str, Any]) -> ServeArguments:
+    here = str(Path(model).resolve()) if Path(model).is_dir() else model
+    try:
+        return ServeArguments(model=here, **options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = ".".join(map(str, first["loc"])) or "oneflow serve"
+        cause = str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(what, cause, 'see "oneflow serve --help"') from None
 
 
 def _refuse_a_second() -> None:
@@ -61,12 +81,13 @@ def _refuse_a_second() -> None:
         )
 
 
-def _demand(cpus: float, gpus: float) -> None:
+def _demand(arguments: ServeArguments) -> None:
     """Serve waits without end for what a cluster does not have."""
     import ray
 
-    held = ray.cluster_resources()
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+    held, (fewest, _) = ray.cluster_resources(), arguments.bounds
+    for name, each in (("CPU", arguments.cpus), ("GPU", arguments.gpus)):
+        wanted = fewest * each
         if wanted > held.get(name, 0):
             raise OneFlowError(
                 f"the Ray cluster's {held.get(name, 0):g} {name}s",
@@ -75,22 +96,22 @@ def _demand(cpus: float, gpus: float) -> None:
             )
 
 
-def _start(model: str, address: Address, replicas: int, cpus: float, gpus: float) -> str:
+def _start(arguments: ServeArguments, key_digest: str, address: Address) -> str:
     from ray import serve
 
-    from workflows.serving.app import ServeArguments, build
+    from workflows.serving.app import bind
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = free_port(address.host) if address.port == 0 else _unused(address.host, address.port)
-    here = str(Path(model).resolve()) if Path(model).is_dir() else model
-    arguments = ServeArguments(model=here, replicas=replicas, cpus=cpus, gpus=gpus)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": port})
-        serve.run(build(arguments), name=APPLICATION, route_prefix="/")
+        serve.run(bind(arguments, key_digest), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         cause = _cause(error)
         serve.shutdown()
-        raise OneFlowError(f"serving {model}", cause, "name a model that loads, and enough cores") from error
+        raise OneFlowError(
+            f"serving {arguments.model}", cause, "name a model that loads, and enough cores"
+        ) from error
     url = f"http://{LOOPBACK if address.host in ('0.0.0.0', '::') else address.host}:{port}"
     _await(f"{url}/healthz")
     return url

@@ -7,9 +7,9 @@ import binascii
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,10 @@ class Limits:
     """The most that one request may bring; more is refused before it is decoded."""
 
     body_bytes: int = 16 << 20
+    body_s: float = 30.0
+    """Seconds within which a body must be there."""
+    held_bytes: int = 512 << 20
+    """Bytes of all bodies together that are being received."""
     text_chars: int = 4096
     """Characters of all text segments together."""
     pixels: int = 1 << 22
@@ -32,45 +37,79 @@ class Limits:
 
 
 class BadRequest(Exception):
-    """A request that cannot be served: status (4xx), the field, what is wrong with it, and what would do."""
+    """A request that is not served: status (4xx, or 503), the field, what is wrong with it, and what would do."""
 
-    def __init__(self, status: int, field: str, cause: str, mend: str) -> None:
+    def __init__(
+        self, status: int, field: str, cause: str, mend: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(status, field, cause, mend)
-        self.status = status
-        self.body = {"error": {"field": field, "cause": cause, "mend": mend}}
+        self.status, self.headers = status, dict(headers or {})
+        self.field, self.cause, self.mend = field, cause, mend
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object of `POST /v1/generate`."""
+        return {"error": {"field": self.field, "cause": self.cause, "mend": self.mend}}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+class Strict(BaseModel):
+    """A JSON object with exactly the fields that are named; numbers are finite, and nothing is converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-class TextPart(_Strict):
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Steps = Annotated[int, Field(ge=1, le=200)]
+Guidance = Annotated[float, Field(ge=0, le=20)]
+Temperature = Annotated[float, Field(ge=0, le=5)]
+MaxTokens = Annotated[int, Field(ge=1, le=2048)]
+
+
+class TextPart(Strict):
     """A run of text."""
 
     type: Literal["text"]
     text: str
+    """The text; all texts of a request have 4,096 characters at most."""
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """An image: base64 of a PNG, JPEG or WebP file. An address is not followed."""
 
     type: Literal["image"]
     data: str
+    """base64 of the file's bytes; an image has 4,194,304 pixels at most."""
 
 
-class GenerateRequest(_Strict):
+class GenerateRequest(Strict):
     """`POST /v1/generate`. What is left out takes the model's default; without a seed one is drawn."""
 
     segments: Annotated[
         list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=64)
     ] = []
+    """What is given, in reading order."""
     target: Literal["image", "text", "document"] = "image"
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    steps: Annotated[int, Field(ge=1, le=200)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=20)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    """What is to follow: one image, a text, or a text with images where the model puts them."""
+    seed: Seed | None = None
+    """The same request with the same seed gives the same document."""
+    steps: Steps | None = None
+    """Steps of the sampler."""
+    guidance: Guidance | None = None
+    """How hard the prompt pulls: the scale of an image's velocity (1 is off), or w of a text's rates (0 is off)."""
+    temperature: Temperature | None = None
+    """Of the token distribution; 0 takes the likeliest token."""
     max_images: Annotated[int, Field(ge=0, le=8)] | None = None
+    """Most images of a document."""
+    max_tokens: MaxTokens | None = None
+    """Most tokens that are generated, images counting as one each."""
     trace: bool = False
+    """Whether the answer says which piece came when."""
+    stream: bool = False
+    """Server-sent events instead of one JSON object."""
+    previews: Annotated[int, Field(ge=0, le=200)] = 0
+    """With `stream`: a preview of every image each so many steps; 0 is none."""
 
 
 def parse(body: bytes, limits: Limits) -> GenerateRequest:
@@ -79,32 +118,48 @@ def parse(body: bytes, limits: Limits) -> GenerateRequest:
     Raises:
         BadRequest: not JSON (400), over a limit (413), or a field that is unknown, missing or out of range (422).
     """
-    if len(body) > limits.body_bytes:
-        raise BadRequest(413, "body", f"more than {limits.body_bytes} bytes", "send smaller images")
-    try:
-        request = GenerateRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise BadRequest(400, "body", str(first["msg"]), "send one JSON object") from None
-        field = ".".join(str(p) for p in first["loc"]) or "body"
-        raise BadRequest(422, field, str(first["msg"]), "see the fields of POST /v1/generate") from None
-    chars = sum(len(s.text) for s in request.segments if isinstance(s, TextPart))
-    if chars > limits.text_chars:
-        raise BadRequest(413, "segments", f"{chars} characters of text", f"send at most {limits.text_chars}")
-    images = sum(isinstance(s, ImagePart) for s in request.segments)
-    if images > limits.images:
-        raise BadRequest(413, "segments", f"{images} images", f"send at most {limits.images}")
+    request = read(GenerateRequest, body, limits, "POST /v1/generate")
+    check_parts(request.segments, limits, "segments")
     return request
 
 
-def decode_image(part: ImagePart, field: str, limits: Limits) -> Image:
-    """The image as it lies in the file, any mode.
+def read(kind: type[M], body: bytes, limits: Limits, route: str) -> M:
+    """`body` as a `kind`.
+
+    Raises:
+        BadRequest: not JSON (400), too long (413), or a field that is unknown, missing or out of range (422).
+    """
+    if len(body) > limits.body_bytes:
+        raise BadRequest(413, "body", f"more than {limits.body_bytes} bytes", "send smaller images")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise BadRequest(400, "body", str(first["msg"]), "send one JSON object") from None
+        field = ".".join(str(p) for p in first["loc"]) or "body"
+        raise BadRequest(422, field, str(first["msg"]), f"see the fields of {route}") from None
+
+
+def check_parts(parts: Sequence[TextPart | ImagePart], limits: Limits, field: str) -> None:
+    """Raises `BadRequest` (413) where there is more text, or more images, than one request may bring."""
+    chars = sum(len(s.text) for s in parts if isinstance(s, TextPart))
+    if chars > limits.text_chars:
+        raise BadRequest(413, field, f"{chars} characters of text", f"send at most {limits.text_chars}")
+    images = sum(isinstance(s, ImagePart) for s in parts)
+    if images > limits.images:
+        raise BadRequest(413, field, f"{images} images", f"send at most {limits.images}")
+
+
+def decode_image(part: ImagePart, field: str, limits: Limits, size: int | None = None) -> Image:
+    """The image as it lies in the file, any mode; or as a model sees it, an RGB square of `size` pixels.
 
     Raises:
         BadRequest: no base64, no image of a known format, broken data (422), or too many pixels (413).
     """
     from PIL import Image
+
+    from oneflow_core.images import fit
 
     try:
         data = base64.b64decode(part.data, validate=True)
@@ -116,12 +171,21 @@ def decode_image(part: ImagePart, field: str, limits: Limits) -> Image:
             cause = f"{image.width}x{image.height} pixels"
             raise BadRequest(413, field, cause, f"send at most {limits.pixels} pixels")
         image.load()
+        return image if size is None else Image.fromarray(fit(image, size))
     except Image.DecompressionBombError:
         raise BadRequest(413, field, "too many pixels", f"send at most {limits.pixels}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         cause = f"no image can be read from it ({type(error).__name__})"
         raise BadRequest(422, field, cause, f"send a whole {' or '.join(FORMATS)} file") from None
-    return image
 
 
 def encode_png(image: Image) -> bytes:

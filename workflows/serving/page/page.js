@@ -76,15 +76,17 @@ function complain(failure) {
   form.mark(failure);
   if (!failure) return;
   say("");
-  const cause = failure.field ? `${failure.field}: ${failure.cause}` : failure.cause || String(failure);
-  const wait = failure.retryAfter === null || failure.retryAfter === undefined ? "" : `try again after ${Math.ceil(failure.retryAfter)} s`;
-  const mend = [failure.mend, wait].filter(Boolean).join("; ");
+  const cause = failure.field && failure.status !== 401 ? `${failure.field}: ${failure.cause}` : failure.cause || String(failure);
+  const wait = failure.retryAfter ? `try again in ${Math.ceil(failure.retryAfter)} s` : failure.mend;
+  const mend = failure.status === 401 ? "give the server's key" : wait;
   $("error").append(
     Object.assign(document.createElement("strong"), { textContent: cause }),
     Object.assign(document.createElement("span"), { textContent: mend }),
   );
-  $("key-row").hidden &&= failure.status !== 401;
-  if (failure.status === 401) $("key").focus();
+  if (failure.status === 401) {
+    $("key-row").hidden = false;
+    $("key").focus();
+  }
   $("error").scrollIntoView({ block: "nearest" });
 }
 

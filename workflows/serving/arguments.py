@@ -1,0 +1,80 @@
+"""How the Serve application is set up: the options of `oneflow serve`, and the `args` of a Serve config."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from workflows.serving.engine import Room
+from workflows.serving.wire import Limits
+
+SLACK = 256
+"""Requests that a replica holds beyond its batch and queue: bodies on their way, refusals, health checks."""
+DRAIN_S = 120.0
+"""Seconds that a replica that is to stop has for what it began."""
+
+
+class ServeArguments(BaseModel):
+    """Arguments of the application; strings are enough, so that a Serve config can give them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """A directory, an fsspec URL, `models:/name@alias`, or `embedded`."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the model."""
+    autoscale: str = Field(default="", pattern=r"^(\d+:\d+)?$")
+    """MIN:MAX copies, by how many requests are under way, in the place of `replicas`."""
+    cpus: float = Field(default=1, gt=0)
+    """Cores of a replica; also its threads."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs of a replica; with any, the model is put there, in bfloat16."""
+    batch: int = Field(default=16, ge=1)
+    """Documents that a replica makes at once."""
+    queue: int = Field(default=64, ge=0)
+    """Documents that wait at a replica; more are refused (429)."""
+    api_key_env: str = ""
+    """Environment variable that holds the API key; none leaves the server open."""
+    follow_s: float = Field(default=0, ge=0)
+    """Seconds between looks at where `models:/name@alias` points; 0 stays with the version found at the start."""
+    body_s: float = Field(default=30, gt=0)
+    """Seconds within which a request's body must have arrived."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ServeArguments":
+        low, high = self.bounds
+        if not 1 <= low <= high:
+            raise ValueError(f"autoscale {self.autoscale}: write MIN:MAX with 1 <= MIN <= MAX")
+        if self.follow_s and not (self.model.startswith("models:/") and "@" in self.model):
+            raise ValueError("follow_s: only models:/NAME@ALIAS can be followed")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most replicas."""
+        if not self.autoscale:
+            return self.replicas, self.replicas
+        low, high = self.autoscale.split(":")
+        return int(low), int(high)
+
+    @property
+    def room(self) -> Room:
+        """What a replica takes on."""
+        return Room(self.batch, self.queue, max(1, int(self.cpus)))
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may bring."""
+        return Limits(body_s=self.body_s)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the Serve deployment. Its own bound on requests is so wide that ours decides."""
+        low, high = self.bounds
+        scaling = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": self.batch}
+        return {
+            **({"autoscaling_config": scaling} if self.autoscale else {"num_replicas": self.replicas}),
+            "max_ongoing_requests": self.batch + self.queue + SLACK,
+            "max_queued_requests": 4 * (self.batch + self.queue + SLACK),
+            "graceful_shutdown_timeout_s": DRAIN_S,
+            "ray_actor_options": {"num_cpus": self.cpus, "num_gpus": self.gpus},
+        }

@@ -1,0 +1,386 @@
+"""The running batch of a replica: who waits for a place, who has one, and the thread that steps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workflows.serving.meters import Meters
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
+    from oneflow_core.running import ImageView, Options, Prepared, Snapshot
+
+log = logging.getLogger("ray.serve")
+
+SNAPSHOTS = 16
+"""States of a document that wait for a reader; of one that reads more slowly, the oldest are passed over."""
+LONGEST_WAIT_S = 120
+
+
+class Full(Exception):
+    """The queue is full; `retry_after_s` is when a place is likely to be free."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class Broken(Exception):
+    """The batch broke while it made the document; the log says how."""
+
+
+class Closed(Exception):
+    """The line takes nobody any more: another model stands in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One document to make."""
+
+    prompt: Prompt
+    seed: int
+    options: Options
+
+
+class Ticket:
+    """One document in the making, as its request sees it. What is public belongs to the event loop."""
+
+    def __init__(self, work: Work, watched: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.work, self.watched, self._loop = work, watched, loop
+        self.made: asyncio.Future[GeneratedDocument] = loop.create_future()
+        self.made.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self.news = asyncio.Event()
+        self.ahead: int | None = None
+        """Documents that get a place before this one; None while it need not wait."""
+        self.prepared: Prepared | None = None
+        self.key: int | None = None
+        self.since = time.perf_counter()
+        self._snapshots: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
+
+    def seen(self) -> list[Snapshot]:
+        """The document's states since the last call, in order."""
+        snapshots = []
+        while self._snapshots:
+            snapshots.append(self._snapshots.popleft())
+        return snapshots
+
+    def place(self, ahead: int | None) -> None:
+        """Any thread: how many are in front."""
+        if self.ahead != ahead:
+            self.ahead = ahead
+            self._on_loop(self.news.set)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Any thread: what there is of the document now."""
+        self._snapshots.append(snapshot)
+        self._on_loop(self.news.set)
+
+    def settle(self, made: GeneratedDocument | Exception) -> None:
+        """Any thread: it is done, or will never be."""
+        self._on_loop(lambda: self._settle(made))
+
+    def _settle(self, made: GeneratedDocument | Exception) -> None:
+        if not self.made.done():
+            if isinstance(made, Exception):
+                self.made.set_exception(made)
+            else:
+                self.made.set_result(made)
+        self.news.set()
+
+    def _on_loop(self, call: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)  # type: ignore[arg-type]
+        except RuntimeError:
+            log.debug("a document outlived its event loop")
+
+
+class Line:
+    """A bounded queue in front of one running batch, for as long as a model is served.
+
+    A thread prepares those that wait (images are encoded there, all together), another steps the batch: at every step
+    those that are ready join while there is a place, and those that are done or cancelled leave. Requests get places
+    in the order in which they came, one document each in turn, so that a request for many documents does not hold up
+    the next one. `batch` documents at most are made at once, and about `queue` wait.
+    """
+
+    def __init__(
+        self, pipeline: OneFlowPipeline, meters: Meters, *, batch: int, queue: int, threads: int = 1
+    ) -> None:
+        from oneflow_core.running import RunningBatch
+
+        self.batch, self.queue, self.meters = batch, queue, meters
+        self._pipeline, self._threads = pipeline, threads
+        self._running = RunningBatch(pipeline)
+        self._state = threading.Condition()
+        self._waiting: deque[deque[Ticket]] = deque()
+        self._members: dict[Ticket, None] = {}
+        self._gone: list[Ticket] = []
+        self._closing = False
+        self._document_s = 1.0
+        self._beat = time.monotonic()
+        self._workers = [
+            threading.Thread(target=self._work, args=(turn,), name=turn.__name__.strip("_"), daemon=True)
+            for turn in (self._prepare, self._step)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def submit(self, works: Sequence[Work], *, watched: bool = False) -> list[Ticket]:
+        """Puts one request's documents in line; to be called in the event loop that awaits the tickets.
+
+        Raises:
+            Full: as many wait as may.
+            Closed: `close` was called.
+        """
+        loop = asyncio.get_running_loop()
+        with self._state:
+            if self._closing:
+                raise Closed
+            self._refuse_if_full()
+            tickets = [Ticket(work, watched, loop) for work in works]
+            self._waiting.append(deque(tickets))
+            self.meters.queue.inc(len(tickets))
+            self._tell_places()
+            self._state.notify_all()
+        return tickets
+
+    def picture(self, view: ImageView) -> Image:
+        """An image as it stands; any thread, beside the network's."""
+        return self._running.picture(view)
+
+    def check(self) -> None:
+        """Raises `Full` where `submit` would: before a body is read."""
+        with self._state:
+            self._refuse_if_full()
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Nobody waits for these any more; their places are free from the next step on."""
+        with self._state:
+            for ticket in tickets:
+                if ticket in self._members:
+                    self._gone.append(ticket)
+                elif self._withdraw(ticket):
+                    self.meters.documents.labels("cancelled").inc()
+            self._tell_places()
+            self._state.notify_all()
+
+    def close(self) -> None:
+        """Takes nobody any more; those who are in line or in the batch are served, then the threads end."""
+        with self._state:
+            self._closing = True
+            self._state.notify_all()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Waits for the threads of a closed line to end; whether they did."""
+        for worker in self._workers:
+            worker.join(timeout_s)
+        return not any(worker.is_alive() for worker in self._workers)
+
+    def stuck(self, longest_step_s: float) -> bool:
+        """A thread has died, or one step takes longer than any should."""
+        with self._state:
+            alive = self._closing or all(worker.is_alive() for worker in self._workers)
+            return not alive or (bool(self._members) and time.monotonic() - self._beat > longest_step_s)
+
+    def _refuse_if_full(self) -> None:
+        waiting = sum(map(len, self._waiting))
+        if waiting - (self.batch - len(self._members)) >= self.queue:
+            seconds = self._document_s * (waiting / self.batch + 0.5)
+            raise Full(min(max(math.ceil(seconds), 1), LONGEST_WAIT_S))
+
+    def _withdraw(self, ticket: Ticket) -> bool:
+        for group in self._waiting:
+            if ticket in group:
+                group.remove(ticket)
+                if not group:
+                    self._waiting.remove(group)
+                self.meters.queue.dec()
+                return True
+        return False
+
+    def _tell_places(self) -> None:
+        """A request's k-th document goes behind the first k + 1 of those in front, and the first k of those behind."""
+        sizes, free = [len(group) for group in self._waiting], self.batch - len(self._members)
+        for at, group in enumerate(self._waiting):
+            for k, ticket in enumerate(group):
+                if ticket.watched:
+                    front = sum(min(size, k + 1) for size in sizes[:at])
+                    ahead = front + k + sum(min(size, k) for size in sizes[at + 1 :]) - free
+                    ticket.place(ahead if ahead >= 0 else None)
+
+    def _work(self, turn: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        while turn():  # type: ignore[operator]
+            pass
+
+    def _prepare(self) -> bool:
+        """Prepares the next ones that wait; False when no more will come."""
+        with self._state:
+            self._state.wait_for(lambda: self._raw() or self._over())
+            tickets = self._raw()[: self.batch]
+        if tickets and not self._prepared(tickets) and len(tickets) > 1:
+            for ticket in tickets:
+                self._prepared([ticket])
+        return bool(tickets)
+
+    def _prepared(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether they could be prepared; a single one that could not leaves the line with the reason."""
+        works = [ticket.work for ticket in tickets]
+        try:
+            prepared = self._running.prepare(
+                [w.prompt for w in works], [w.seed for w in works], [w.options for w in works]
+            )
+        except Exception as error:
+            if len(tickets) == 1:
+                self._refuse(tickets[0], error)
+            return False
+        with self._state:
+            for ticket, ready in zip(tickets, prepared, strict=True):
+                ticket.prepared = ready
+            self._state.notify_all()
+        return True
+
+    def _refuse(self, ticket: Ticket, error: Exception) -> None:
+        with self._state:
+            if self._withdraw(ticket):
+                self.meters.documents.labels("failed").inc()
+            self._state.notify_all()
+        if not isinstance(error, ValueError):
+            log.error("a prompt could not be prepared", exc_info=error)
+        ticket.settle(error if isinstance(error, ValueError) else Broken())
+
+    def _step(self) -> bool:
+        """Lets go who is gone, lets in who is ready, and steps; False when no more will come."""
+        with self._state:
+            self._state.wait_for(
+                lambda: self._members or self._gone or self._next(take=False) or self._over()
+            )
+            gone, self._gone = [t for t in self._gone if t in self._members], []
+            for ticket in gone:
+                self._release(ticket, "cancelled")
+            joining = self._admit()
+            self._beat = time.monotonic()
+            if not (self._members or gone):
+                return not self._over()
+        try:
+            self._running.leave([t.key for t in gone if t.key is not None])
+            self._join(joining)
+            self._advance()
+        except Exception as error:
+            log.error("a step failed", exc_info=error)
+            self._fail()
+        return True
+
+    def _admit(self) -> list[Ticket]:
+        joining = []
+        while len(self._members) < self.batch and (ticket := self._next(take=True)):
+            self._members[ticket] = None
+            joining.append(ticket)
+            self.meters.queue.dec()
+            self.meters.running.inc()
+            self.meters.documents.labels("joined").inc()
+            self.meters.wait.observe(time.perf_counter() - ticket.since)
+            ticket.since = time.perf_counter()
+            ticket.place(None)
+        if joining:
+            self._tell_places()
+            self._state.notify_all()
+        return joining
+
+    def _next(self, *, take: bool) -> Ticket | None:
+        """The first ready document of the first request that has one; taken, its request goes to the end."""
+        for group in self._waiting:
+            if group[0].prepared is not None:
+                ticket = group[0]
+                if take:
+                    group.popleft()
+                    self._waiting.remove(group)
+                    if group:
+                        self._waiting.append(group)
+                return ticket
+        return None
+
+    def _join(self, joining: Sequence[Ticket]) -> None:
+        if joining:
+            prepared = [ticket.prepared for ticket in joining if ticket.prepared is not None]
+            for ticket, key in zip(joining, self._running.join(prepared), strict=True):
+                ticket.key, ticket.prepared = key, None
+
+    def _advance(self) -> None:
+        if not len(self._running):
+            return
+        started = time.perf_counter()
+        self.meters.batch.observe(len(self._running))
+        done = self._stepped()
+        self.meters.steps.inc()
+        self.meters.step_seconds.observe(time.perf_counter() - started)
+        with self._state:
+            members = list(self._members)
+        finished = [(ticket, done[ticket.key]) for ticket in members if ticket.key in done]
+        broken = {ticket for ticket, made in finished if isinstance(made, Exception)}
+        for ticket in members:
+            if ticket.watched and ticket.key is not None and ticket not in broken:
+                ticket.show(self._running.look(ticket.key))
+        for ticket, made in finished:
+            if not isinstance(made, Exception):
+                self.meters.tokens.inc(len(made.trace.insertions))
+            ticket.settle(Broken() if isinstance(made, Exception) else made)
+        with self._state:
+            for ticket, _ in finished:
+                self._release(ticket, "failed" if ticket in broken else "left")
+                seconds = time.perf_counter() - ticket.since
+                self._document_s += 0.2 * (seconds - self._document_s)
+
+    def _stepped(self) -> dict[int, GeneratedDocument | Exception]:
+        """What a step finished. Where that could not be decoded, those that were finished are lost, and found out by
+        their absence; the others go on."""
+        from oneflow_core.encoders.latent import EncoderError
+
+        try:
+            return dict(self._running.step())
+        except EncoderError as error:
+            log.error("documents of a step could not be decoded", exc_info=error)
+        more = dict(self._running.step())
+        for ticket in list(self._members):
+            if ticket.key is not None and ticket.key not in more:
+                try:
+                    self._running.look(ticket.key)
+                except KeyError:
+                    more[ticket.key] = Broken()
+        return more
+
+    def _release(self, ticket: Ticket, why: str) -> None:
+        if ticket in self._members:
+            del self._members[ticket]
+            self.meters.running.dec()
+            self.meters.documents.labels(why).inc()
+
+    def _fail(self) -> None:
+        """What broke may have left the batch in pieces: all that took part fail, and a new one begins."""
+        from oneflow_core.running import RunningBatch
+
+        self._running = RunningBatch(self._pipeline)
+        with self._state:
+            members = list(self._members)
+            for ticket in members:
+                self._release(ticket, "failed")
+        for ticket in members:
+            ticket.settle(Broken())
+
+    def _raw(self) -> list[Ticket]:
+        return [t for group in self._waiting for t in group if t.prepared is None]
+
+    def _over(self) -> bool:
+        return self._closing and not self._waiting and not self._members
