@@ -23,7 +23,10 @@ from workflows.serving.service import serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+VARIABLE, KEY = "ONEFLOW_TEST_KEY", "correct horse battery staple"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 STORY = "A large red circle in the top left."
+PIECES = ".token, .picture"
 COUNTS = """() => {
   window.counts = [];
   new MutationObserver(() => counts.push(document.querySelectorAll(".token").length))
@@ -39,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url(browser: Browser) -> Iterator[str]:
-    """`browser` first: without one no Ray is started."""
+    """A server of one place and one that waits for it. `browser` first: without one no Ray is started."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.pop("RAY_ADDRESS", None)
     import ray
@@ -53,7 +56,8 @@ def url(browser: Browser) -> Iterator[str]:
             log_to_driver=False,
             runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[3])}},
         )
-        with serving("embedded") as address:
+        os.environ[VARIABLE] = KEY
+        with serving("embedded", batch=1, queue=1, api_key_env=VARIABLE) as address:
             yield address
         ray.shutdown()
 
@@ -61,7 +65,7 @@ def url(browser: Browser) -> Iterator[str]:
 @pytest.fixture
 def opened(browser: Browser, url: str) -> Iterator[Visit]:
     """The page in a wide window. Whatever the test does: no error in its console, no request to another host."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, extra_http_headers=HEADERS)
     seen = visit(context, url)
     yield seen
     context.close()
@@ -69,7 +73,7 @@ def opened(browser: Browser, url: str) -> Iterator[Visit]:
 
 
 def ask(url: str, **body: Any) -> dict[str, Any]:
-    request = urllib.request.Request(f"{url}/v1/generate", json.dumps(body).encode())
+    request = urllib.request.Request(f"{url}/v1/generate", json.dumps(body).encode(), HEADERS)
     with urllib.request.urlopen(request, timeout=60) as reply:
         return dict(json.load(reply))
 
@@ -164,14 +168,60 @@ def test_images_are_dropped_and_pasted_and_large_ones_shrunk(opened: Visit, how:
 def test_stop_frees_the_place_and_keeps_what_came(opened: Visit, url: str) -> None:
     opened.fill(prompt=STORY, target="a document of both", steps=200)
     opened.page.get_by_role("button", name="Generate").click()
-    opened.page.locator(".token").first.wait_for()
+    opened.page.locator(PIECES).first.wait_for()
     opened.page.keyboard.press("Escape")
     opened.page.get_by_text("Stopped").wait_for()
-    assert opened.page.locator(".token").count() > 0
+    assert opened.page.locator(PIECES).count() > 0
     # The only place of the replica would be taken for longer than this short one needs.
     ask(url, segments=[], target="text", seed=1, steps=1)
-    rows = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    rows = urllib.request.urlopen(urllib.request.Request(f"{url}/metrics", headers=HEADERS)).read().decode()
     assert 'oneflow_documents_total{event="cancelled"} ' in rows
+
+
+def test_who_waits_is_told_and_who_finds_the_queue_full_too(
+    opened: Visit, browser: Browser, url: str
+) -> None:
+    context = browser.new_context(extra_http_headers=HEADERS)
+    first, second = visit(context, url), visit(context, url)
+    for seen in (first, second):
+        seen.fill(prompt=STORY, target="a document of both", steps=200)
+        seen.page.get_by_role("button", name="Generate").click()
+        (
+            seen.page.locator(PIECES).first if seen is first else seen.page.get_by_text("in the queue")
+        ).wait_for()
+    opened.fill(prompt="a red ring")
+    opened.page.get_by_role("button", name="Generate").click()
+    opened.page.get_by_role("alert").get_by_text("the queue is full").wait_for()
+    assert opened.page.get_by_role("alert").get_by_text("try again in").count() == 1
+    first.page.get_by_role("button", name="Stop").click()
+    second.page.locator(PIECES).first.wait_for()
+    second.page.get_by_role("button", name="Stop").click()
+    second.page.get_by_text("Stopped").wait_for()
+    opened.page.get_by_role("button", name="Try again").click()
+    opened.done()
+    assert opened.page.get_by_role("alert").inner_text() == ""
+    assert opened.problems.pop().startswith(
+        "Failed to load resource: the server responded with a status of 429"
+    )
+    context.close()
+    assert not first.problems + second.problems
+
+
+def test_a_server_with_a_key_asks_for_it_and_the_page_forgets_it(browser: Browser, url: str) -> None:
+    context = browser.new_context()
+    seen = visit(context, url)
+    assert not seen.page.get_by_label("API key").is_visible()
+    seen.fill(prompt="a red ring", steps=2)
+    seen.page.get_by_role("button", name="Generate").click()
+    seen.page.get_by_role("alert").get_by_text("no valid API key").wait_for()
+    seen.page.keyboard.type(KEY)
+    seen.page.keyboard.press("Enter")
+    seen.done()
+    assert len(seen.problems) == 1 and "status of 401" in seen.problems[0]
+    assert seen.page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    seen.page.reload()
+    assert seen.page.locator("#key").input_value() == ""
+    context.close()
 
 
 def test_a_keyboard_is_enough(opened: Visit) -> None:
@@ -232,16 +282,16 @@ def test_a_refusal_names_its_field(opened: Visit) -> None:
     )
 
 
-def test_the_ends_of_all_sliders_are_taken(opened: Visit) -> None:
-    for end in ("Home", "End"):
-        for name in ("Guidance", "Temperature"):
-            opened.page.get_by_label(name, exact=True).press(end)
-        opened.page.get_by_label("Steps", exact=True).press(end)
-        opened.page.get_by_label("Prompt").fill("a red ring")
-        opened.page.get_by_role("button", name="Generate").click()
-        opened.page.locator(".picture img[src]").wait_for()
-        opened.page.get_by_role("button", name="Stop").click()
-        opened.page.get_by_text("Stopped").wait_for()
+@pytest.mark.parametrize("end", ["Home", "End"])
+def test_the_ends_of_all_sliders_are_taken(opened: Visit, end: str) -> None:
+    opened.page.get_by_label("Prompt").fill("a red ring")
+    for name in ("Steps", "Guidance", "Temperature"):
+        opened.page.get_by_label(name, exact=True).press(end)
+    opened.page.get_by_role("button", name="Generate").click()
+    opened.page.locator(".picture img[src]").wait_for()
+    opened.page.keyboard.press("Escape")
+    opened.page.get_by_role("button", name="Generate").wait_for()
+    assert opened.page.get_by_role("alert").inner_text() == ""
 
 
 def test_the_download_replays_alone(opened: Visit, browser: Browser, tmp_path: Path) -> None:
@@ -266,7 +316,9 @@ def test_the_download_replays_alone(opened: Visit, browser: Browser, tmp_path: P
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(browser: Browser, url: str) -> None:
-    context = browser.new_context(viewport={"width": 320, "height": 640}, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": 320, "height": 640}, reduced_motion="reduce", extra_http_headers=HEADERS
+    )
     seen = visit(context, url)
     seen.generate(prompt=STORY, target="a document of both", steps=8)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -52,7 +52,7 @@ function open(recording) {
 }
 
 function tell({ event, data }, recording) {
-  if (event === "queued") say(data.ahead ? `In the queue, ${data.ahead} ahead` : "Next in the queue");
+  if (event === "queued") say(data.ahead ? `Waiting in the queue, ${data.ahead} ahead` : "Waiting in the queue, next in line");
   if (event === "insertions" || event === "preview") say("In the making");
   if (event !== "done") return;
   const { tokens, images } = recording.count(recording.last);

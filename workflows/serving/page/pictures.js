@@ -91,8 +91,8 @@ async function pictureOf(file) {
   if (fits && TAKEN.includes(file.type)) return uriOf(file);
   const scale = fits ? 1 : Math.min(1, Math.sqrt((1 << 20) / (bitmap.width * bitmap.height)));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  canvas.width = Math.max(1, Math.floor(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.floor(bitmap.height * scale));
   const pen = canvas.getContext("2d");
   pen.fillStyle = "white";
   pen.fillRect(0, 0, canvas.width, canvas.height);

@@ -1,6 +1,8 @@
 // Replays a recording, also while it grows.
 
-const STEP_MS = 140;
+/** A moment of the replay takes the first, in a long recording less, so that the whole takes about the second. */
+const MOMENT_MS = 140;
+const WHOLE_MS = 5000;
 
 /** The scrubber of a result's section. It follows what comes until somebody looks back. */
 export class Player {
@@ -58,7 +60,7 @@ export class Player {
     this.#timer = setInterval(() => {
       this.seek(Math.min(Number(this.scrubber.value) + 1, this.recording.last));
       if (this.following) this.pause();
-    }, STEP_MS);
+    }, Math.min(MOMENT_MS, WHOLE_MS / this.recording.last));
   }
 
   /** Stays where it is. */
