@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from oneflow_core.images import fit
 from oneflow_core.model_directory import ModelParts, load, save
 from oneflow_core.model_source import Facts, local_directory
+from oneflow_core.running import Options, RunningBatch
 from oneflow_core.sampling import build_sampler
 from oneflow_core.sampling.types import Generation, Request, SamplerConfig, Target
 from oneflow_core.trace import Trace, decode_trace
@@ -93,8 +94,9 @@ class OneFlowPipeline:
         guidance: float | None | Sequence[float | None] = None,
         temperature: float | None | Sequence[float | None] = None,
         max_images: int | None | Sequence[int | None] = None,
+        max_tokens: int | None | Sequence[int | None] = None,
     ) -> list[GeneratedDocument]:
-        """One document a prompt, in order; what is None takes the model's default.
+        """One document a prompt, in order, all in one batch; what is None takes the model's default.
 
         A document depends on its prompt, seed and options alone, not on its neighbours. `guidance` is the scale of
         the velocity (1 is off) where images are made, and w of the insertion rates (0 is off) for `target="text"`.
@@ -103,30 +105,35 @@ class OneFlowPipeline:
             ValueError: an option out of its range, or as many options as there are no prompts.
         """
         n = len(prompts)
-        options = zip(
-            _each(steps, n), _each(guidance, n), _each(temperature, n), _each(max_images, n), strict=True
-        )
-        configs = [self._config(p.target, *option) for p, option in zip(prompts, options, strict=True)]
-        requests = self._requests(prompts, _each(seeds, n))
-        made: dict[int, Generation] = {}
-        for config in dict.fromkeys(configs):
-            members = [i for i in range(n) if configs[i] == config]
-            made |= zip(members, self.sampler.generate([requests[i] for i in members], config), strict=True)
-        return self._documents([made[i] for i in range(n)])
+        each = [_each(value, n) for value in (steps, guidance, temperature, max_images, max_tokens)]
+        options = [Options(*values) for values in zip(*each, strict=True)]
+        batch = RunningBatch(self)
+        keys = batch.join(batch.prepare(prompts, _each(seeds, n), options))
+        made: dict[int, GeneratedDocument] = {}
+        while len(batch):
+            made |= batch.step()
+        return [made[key] for key in keys]
 
-    def _config(
-        self,
-        target: Target,
-        steps: int | None,
-        guidance: float | None,
-        temperature: float | None,
-        images: int | None,
-    ) -> SamplerConfig:
+    def config(self, target: Target, options: Options) -> SamplerConfig:
+        """The settings of a document: the model's defaults with these options.
+
+        Raises:
+            ValueError: an option out of its range.
+        """
         aim = "text_guidance" if target == "text" else "image_guidance"
-        given = {"steps": steps, aim: guidance, "temperature": temperature, "max_images": images}
+        given = {
+            "steps": options.steps,
+            aim: options.guidance,
+            "temperature": options.temperature,
+            "max_images": options.max_images,
+            "max_tokens": options.max_tokens,
+        }
+        if target == "image":
+            # There is no text to guide, and its unprompted copy would be computed for nothing.
+            given["text_guidance"] = 0.0
         return _with(self.defaults, {k: v for k, v in given.items() if v is not None})
 
-    def _requests(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Request]:
+    def requests(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Request]:
         """Prompts as token ids and understanding features; all images are encoded together."""
         size = self.parts.image_size
         images = [fit(s, size) for p in prompts for s in p.segments if not isinstance(s, str)]
@@ -150,22 +157,27 @@ class OneFlowPipeline:
         """Understanding features [N, P, dim] as training sees them, which is as shards hold them, in float16."""
         return self.parts.encoder.encode(images_NHWC).half().float()
 
-    def _documents(self, generations: Sequence[Generation]) -> list[GeneratedDocument]:
-        from PIL import Image
-
+    def documents(self, generations: Sequence[Generation]) -> list[GeneratedDocument]:
+        """Generations as texts and pictures, which are all decoded together."""
         latents = [torch.from_numpy(s) for g in generations for s in g.segments if isinstance(s, np.ndarray)]
-        pixels = iter(self.parts.codec.decode(torch.stack(latents)) if latents else ())
+        pictures = iter(self.pictures(torch.stack(latents)) if latents else ())
         tokenizer = self.parts.tokenizer
         return [
             GeneratedDocument(
                 tuple(
-                    Image.fromarray(next(pixels)) if isinstance(s, np.ndarray) else tokenizer.decode(s)
+                    next(pictures) if isinstance(s, np.ndarray) else tokenizer.decode(s)
                     for s in generation.segments
                 ),
                 decode_trace(generation.trace, tokenizer),
             )
             for generation in generations
         ]
+
+    def pictures(self, latents_NChw: torch.Tensor) -> list[Image]:
+        """Latents [N, C, h, w] in the scale of the codec, decoded."""
+        from PIL import Image
+
+        return [Image.fromarray(pixels) for pixels in self.parts.codec.decode(latents_NChw)]
 
 
 def _with(config: SamplerConfig, changes: Mapping[str, object]) -> SamplerConfig:

@@ -6,31 +6,38 @@ document that writes, and the whole image of every document that draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from oneflow_core.layout import IMAGE, TOKEN, Elements, Layout, join, lay_out
+from oneflow_core.layout import IMAGE, Elements, Layout, join, lay_out
 from oneflow_core.model.attention import AttentionPlan, Rows
 from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.inputs import to_device
 from oneflow_core.model.oneflow import OneFlowModel
-from oneflow_core.ragged import runs
+from oneflow_core.ragged import ragged_range, runs
+from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.documents import BoolArray, FloatArray, IntArray
 from oneflow_core.sampling.draw import draw, guided
-from oneflow_core.sampling.forward import image_alone
-from oneflow_core.sampling.media import Media
+from oneflow_core.sampling.forward import images_alone, unprompted
+from oneflow_core.sampling.growing import Growing
 from oneflow_core.sampling.reencoding import as_shown, encode_finished
-from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
+from oneflow_core.sampling.rows import Rows as CacheRows
+from oneflow_core.sampling.types import Reencode, Request, SamplerConfig
+
+NONE = np.zeros(0, np.int64)
 
 
-class CausalState(Media):
-    """Documents in the making. Full copies are numbers 0 to B - 1; unprompted ones, for guidance, follow.
+class CausalState(Growing):
+    """Documents in the making. In a pass, b is document b, B + b its copy without the prompt, for guidance.
 
-    `feed` is what each copy shows the network next, None when there is nothing; `rows` are its rows of the cache.
+    `shown_E` says what the network has seen for good; `row_B` and `weak_row_B` are its rows of the cache.
     """
+
+    BY_DOCUMENT = (*Growing.BY_DOCUMENT, "row_B", "weak_row_B")
+    BY_ELEMENT = (*Growing.BY_ELEMENT, "shown_E")
 
     def __init__(
         self,
@@ -41,175 +48,149 @@ class CausalState(Media):
         image_id: int,
         reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model.config, bos_id, image_id, reencode)
+        super().__init__(config, model.config, bos_id, image_id, reencode)
         weight = model.embedding.weight
-        self.cache = KeyValueCache(model.config, device=weight.device, dtype=weight.dtype)
-        self.copies = len(requests) * (2 if config.text_guidance else 1)
-        self.rows: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * self.copies
-        self.used = 0
-        whole = self.start()
-        self.made: list[list[tuple[int, int, int]]] = [[] for _ in requests]
-        """Token, block and step of every generated element."""
-        self.feed: list[Elements | None] = []
-        for copy in range(self.copies):
-            b = copy % len(requests)
-            mine = whole.take(whole.document_E == b)
-            shown = mine.take(mine.prompt_E if copy < len(requests) else np.arange(1))
-            shown.document_E, shown.slot_E = np.full(len(shown), copy), np.zeros(len(shown), bool)
-            shown.slot_E[-1] = requests[b].target != "image"
-            self.feed.append(shown)
-            if copy == b and requests[b].target == "image":
-                self.made[b].append((image_id, int(mine.block_E[-1]), 0))
+        self.rows = CacheRows(KeyValueCache(model.config, device=weight.device, dtype=weight.dtype))
+        self.row_B: list[IntArray] = []
+        self.weak_row_B: list[IntArray] = []
+        self.shown_E: BoolArray = np.zeros(0, bool)
+        self.join(requests)
+
+    def join(
+        self, requests: Sequence[Request], configs: Sequence[SamplerConfig] | None = None
+    ) -> Elements | None:
+        """As `Growing.join`."""
+        new, count = super().join(requests, configs), len(requests)
+        shown = [] if new is None else [False] * len(new)
+        self.extend(row_B=[NONE] * count, weak_row_B=[NONE] * count, shown_E=shown)
+        return new
+
+    def keep(self, left_B: BoolArray) -> None:
+        """As `Growing.keep`; rows of the cache are free for others."""
+        gone = np.flatnonzero(~left_B).tolist()
+        self.rows.give(np.concatenate([NONE, *(r[b] for r in (self.row_B, self.weak_row_B) for b in gone)]))
+        super().keep(left_B)
+
+    def insert(self, at: IntArray, token: IntArray) -> None:
+        """As `Growing.insert`; what is new has not been shown."""
+        super().insert(at, token)
+        self.shown_E = np.insert(self.shown_E, at + 1, False)
 
     @property
-    def drawing_B(self) -> NDArray[np.int64]:
-        """Block of the image that each document is drawing, or -1."""
-        block_B = np.full(len(self.requests), -1)
-        flowing = self.images_in_flow
-        block_B[np.array(self.image_document, int)[flowing]] = flowing
-        return block_B
+    def flowing_E(self) -> BoolArray:
+        """Images in flow."""
+        flowing = self.elements.kind_E == IMAGE
+        flowing[flowing] = self.image_time[self.elements.block_E[flowing]] < 1
+        return flowing
 
-    def show(self, b: int, kind: int, token: int, block: int, slot: bool) -> None:
-        """All copies of document b show this element next."""
-        for copy in range(b, self.copies, len(self.requests)):
-            self.feed[copy] = Elements(
-                np.array([copy]),
-                np.array([kind]),
-                np.array([token]),
-                np.array([block]),
-                np.array([False]),
-                np.array([slot]),
-                np.array([0]),
-            )
+    @property
+    def feed_E(self) -> BoolArray:
+        """What each document shows the network next, for good; an image that is the whole document is not."""
+        ends_E = (self.elements.kind_E == IMAGE) & self.image_only_B[self.elements.document_E]
+        return ~(self.shown_E | self.flowing_E | ends_E)
 
-    def finish(self) -> list[Generation]:
-        """The documents as they stand; times are places in the document."""
-        return [self._finished(b) for b in range(len(self.requests))]
+    @property
+    def active_B(self) -> BoolArray:
+        """Documents with something to show, or with an image in flow."""
+        active = np.zeros(len(self.requests), bool)
+        active[self.elements.document_E[self.feed_E | self.flowing_E]] = True
+        return active
 
-    def _finished(self, b: int) -> Generation:
-        count = len(self.made[b])
-        token, block, step = np.array(self.made[b], np.int64).reshape(count, 3).T
-        elements = Elements(
-            np.full(count, b),
-            np.where(block >= 0, IMAGE, TOKEN),
-            token,
-            block,
-            np.zeros(count, bool),
-            np.ones(count, bool),
-            np.zeros(count, np.int64),
-        )
-        return self.generation(b, elements, (np.arange(count) + 1) / max(count, 1), step)
+    @property
+    def due_B(self) -> BoolArray:
+        """All that are not done."""
+        return self.active_B
+
+    def births(self, b: int, at: IntArray) -> FloatArray:
+        """Places in the document."""
+        return (np.arange(len(at)) + 1) / max(len(at), 1)
 
 
-class CausalSampler:
-    """Generates documents with a model of the transfusion objective; see `Sampler`."""
+class CausalSampler(Stepper[CausalState]):
+    """Generates documents with a model of the transfusion objective: a pass a token, `steps` and one an image."""
 
-    def __init__(
-        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
-    ) -> None:
-        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
+    def empty(self, config: SamplerConfig) -> CausalState:
+        """As `Stepper.empty`."""
+        return CausalState([], config, self.model, self.bos_id, self.image_id, self.reencode)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        requests: Sequence[Request],
-        config: SamplerConfig | None = None,
-        observe: Callable[[CausalState], None] | None = None,
-    ) -> list[Generation]:
-        """As `Sampler.generate`: a pass a token, `config.steps` and one a generated image."""
-        config = config or SamplerConfig()
-        state = CausalState(requests, config, self.model, self.bos_id, self.image_id, self.reencode)
-        while any(f is not None for f in state.feed) or (state.drawing_B >= 0).any():
-            self._pass(state)
-            state.step += 1
-            if observe:
-                observe(state)
-        return state.finish()
-
-    def _pass(self, state: CausalState) -> None:
-        """Shows every document its next element; draws the next token, or moves the image."""
-        count = len(state.requests)
-        shown_C = np.array([f is not None for f in state.feed])
-        flowing = [i for b, i in enumerate(state.drawing_B.tolist()) if i >= 0 and not shown_C[b]]
-        fed = [f for f in state.feed if f is not None]
-        parts = sorted(fed + self._moving(state, flowing), key=lambda e: int(e.document_E[0]))
-        encode_finished(state, shown_C[:count])
-        elements = as_shown(state, join(parts))
-        layout = lay_out(elements, state.patches_I, state.features_U)
-        plan, written_T = self._plan(state, layout, shown_C)
-        before = [len(r) for r in state.rows] + [0] * len(flowing)
-        layout.position_T = layout.position_T + np.array(before)[layout.document_T]
+    def step(self, state: CausalState) -> None:
+        """As `Stepper.step`: shows every document's next element; draws the next token, or moves the image."""
+        count, e = len(state.requests), state.elements
+        feed_E = state.feed_E
+        fed_B = np.zeros(count, bool)
+        fed_B[e.document_E[feed_E]] = True
+        shown_E = feed_E | (state.flowing_E & ~fed_B[e.document_E])
+        encode_finished(state, fed_B)
+        full = as_shown(state, e.take(shown_E))
+        full.slot_E &= fed_B[full.document_E]
+        layout = lay_out(join([full, *self._copies(state, full, fed_B)]), state.patches_I, state.features_U)
+        held = [len(rows) for rows in (*state.row_B, *state.weak_row_B)]
+        before = np.append(held, np.zeros(len(layout.image_I), np.int64)).astype(np.int64)
+        layout.position_T = layout.position_T + before[layout.document_T]
+        plan = self._plan(state, layout, np.tile(fed_B, 2))
         inputs = state.inputs(layout, plan, np.ones(len(layout.token_T)))
         inputs = to_device(inputs, self.model.embedding.weight.device)
-        outputs = self.model(inputs, state.cache)
-        state.passes_B[np.unique(layout.document_T[layout.document_T < count])] += 1
-        for copy in np.flatnonzero(shown_C).tolist():
-            state.rows[copy] = np.r_[state.rows[copy], written_T[layout.document_T == copy]]
-            state.feed[copy] = None
-        full = int((elements.kind_E[elements.document_E < count] == IMAGE).sum())
-        state.move_images(layout.image_I, full, inputs, outputs, lambda _: None)
-        self._finish_images(state, flowing)
-        self._write(state, layout.document_T[layout.slot_S], outputs.logits_RV)
+        outputs = self.model(inputs, state.rows.cache)
+        state.passes_B[np.unique(full.document_E)] += 1
+        state.shown_E = state.shown_E | feed_E
+        state.move_images(layout.image_I, int((full.kind_E == IMAGE).sum()), inputs, outputs)
+        self._write(state, full.document_E[full.slot_E], outputs.logits_RV)
+        state.step += 1
 
-    def _moving(self, state: CausalState, flowing: Sequence[int]) -> list[Elements]:
-        """The images in flow behind what is cached of their documents, and alone where guidance is on."""
-        parts = []
-        for number, block in enumerate(flowing):
-            alone = image_alone(state, block, state.copies + number)
-            behind = alone.take(np.array([1]))
-            behind.document_E = np.array([state.image_document[block]])
-            parts += [behind] if state.config.image_guidance == 1 else [behind, alone]
+    def _copies(self, state: CausalState, full: Elements, fed_B: BoolArray) -> list[Elements]:
+        """Weak copies: texts that are guided without their prompts, and images in flow alone."""
+        count = len(state.requests)
+        texts_B = fed_B & (state.text_guidance_B != 0) & ~state.image_only_B
+        parts = [unprompted(True, full.take(texts_B[full.document_E]), count)] if texts_B.any() else []
+        images_B = ~fed_B & (state.image_guidance_B != 1)
+        if images_B.any():
+            moving = full.block_E[images_B[full.document_E]]
+            parts.append(images_alone(state, moving, 2 * count))
         return parts
 
-    def _plan(
-        self, state: CausalState, layout: Layout, shown_C: NDArray[np.bool_]
-    ) -> tuple[AttentionPlan, NDArray[np.int64]]:
-        """Attention to what is cached and to the pass itself; and the row that each token is written to.
+    def _plan(self, state: CausalState, layout: Layout, fed_C: BoolArray) -> AttentionPlan:
+        """Attention to what is cached and to the pass itself, whose tokens get rows of the cache.
 
-        Rows of what is settled come first, so that those of images in flow are free again for the next pass.
+        Those of what is shown for good stay; those of images in flow are free again for the next pass.
         """
-        start_B, length_B = runs(layout.document_T)
-        settled_T = np.append(shown_C, np.zeros(len(start_B), bool))[layout.document_T]
-        order = np.argsort(~settled_T, kind="stable")
-        written_T = np.empty(len(order), np.int64)
-        written_T[order] = state.used + np.arange(len(order))
-        state.cache.reserve(state.used + len(order))
-        state.used += int(settled_T.sum())
-        keys, key_orders = [], []
-        for d, start, length in zip(
-            layout.document_T[start_B].tolist(), start_B.tolist(), length_B.tolist(), strict=True
-        ):
-            cached = state.rows[d] if d < state.copies else np.zeros(0, np.int64)
-            keys.append(np.r_[cached, written_T[start : start + length]])
-            key_orders.append(np.r_[np.full(len(cached), -1), layout.element_T[start : start + length]])
-        keys_B = np.array([len(k) for k in keys])
-        rows = Rows(length_B, keys_B, np.concatenate(keys), layout.element_T, np.concatenate(key_orders))
+        start_R, length_R = runs(layout.document_T)
+        copy_R = layout.document_T[start_R]
+        fed_R = np.append(fed_C, np.zeros(len(start_R), bool))[copy_R]
+        written_T = state.rows.take(len(layout.token_T))
+        state.rows.give(written_T[np.repeat(~fed_R, length_R)])
+        held = [*state.row_B, *state.weak_row_B]
+        cached = [held[d] if d < len(held) else NONE for d in copy_R.tolist()]
+        cached_R = np.array([len(rows) for rows in cached], np.int64)
+        flat = np.concatenate([*cached, written_T])
+        order = np.concatenate([np.full(len(flat) - len(written_T), -1), layout.element_T])
+        starts = np.stack([np.cumsum(cached_R) - cached_R, len(flat) - len(written_T) + start_R], 1)
+        keys = ragged_range(starts.ravel(), np.stack([cached_R, length_R], 1).ravel())
+        rows = Rows(length_R, cached_R + length_R, flat[keys], layout.element_T, order[keys])
         plan = AttentionPlan.of_rows(rows, layout.document_T)
         plan.write_T = torch.from_numpy(written_T)
-        return plan, written_T
+        count = len(state.requests)
+        for d, start, length in zip(
+            copy_R[fed_R].tolist(), start_R[fed_R].tolist(), length_R[fed_R].tolist(), strict=True
+        ):
+            mine = state.row_B if d < count else state.weak_row_B
+            mine[d % count] = np.concatenate([mine[d % count], written_T[start : start + length]])
+        return plan
 
-    def _finish_images(self, state: CausalState, flowing: Sequence[int]) -> None:
-        """A finished image is shown once more, at its last time or re-encoded, unless the document ends with it."""
-        for block in flowing:
-            b = state.image_document[block]
-            if state.image_time[block] >= 1 and state.requests[b].target != "image":
-                state.show(b, IMAGE, self.image_id, block, slot=True)
-
-    def _write(self, state: CausalState, document_S: NDArray[np.int64], logits_SV: Tensor | None) -> None:
+    def _write(self, state: CausalState, document_F: IntArray, logits_SV: Tensor | None) -> None:
         """Draws the next token of every document that has shown one; the end symbol ends it."""
-        documents = document_S[document_S < len(state.requests)].tolist()
-        if not documents:
+        if not len(document_F):
             return
-        logits_FV = guided(logits_SV, len(documents), state.config.text_guidance).float().cpu().clone()
-        for f, b in enumerate(documents):
-            images = sum(block >= 0 for _, block, _ in state.made[b])
-            if state.requests[b].target != "document" or images >= state.config.max_images:
-                logits_FV[f, self.image_id] = -torch.inf
-        draws_F = np.array([state.rng_B[b].random() for b in documents])
-        for b, token in zip(documents, draw(logits_FV, draws_F, state.config).tolist(), strict=True):
-            if token == self.bos_id or len(state.made[b]) >= state.config.max_tokens:
-                continue
-            block = state.add_image(b) if token == self.image_id else -1
-            state.made[b].append((token, block, state.step))
-            if block < 0:
-                state.show(b, TOKEN, token, -1, slot=True)
+        logits_FV = guided(logits_SV, state.text_guidance_B[document_F]).float().cpu().clone()
+        images_B = np.bincount(state.image_document, minlength=len(state.requests))
+        full_F = torch.from_numpy((images_B >= state.max_images_B)[document_F])
+        logits_FV[full_F, self.image_id] = -torch.inf
+        draws_F = np.array([state.rng_B[b].random() for b in document_F.tolist()])
+        token_F = draw(logits_FV, draws_F, state.config, state.temperature_B[document_F])
+        made_B = state.generated_tokens()
+        goes_on = (token_F != self.bos_id) & (made_B < state.max_tokens_B)[document_F]
+        writing = document_F[goes_on]
+        ends = np.searchsorted(state.elements.document_E, writing, "right") - 1
+        state.insert(ends, token_F[goes_on])
+        made_B = state.generated_tokens()
+        state.text_time_B = np.where(state.image_only_B, 1.0, made_B / state.max_tokens_B)

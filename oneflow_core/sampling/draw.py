@@ -10,10 +10,26 @@ from torch import Tensor
 from oneflow_core.sampling.types import SamplerConfig
 
 
-def guided(values: Tensor | None, full: int, w: float) -> Tensor:
-    """(1 + w) of the full copies less w of the weak ones, which follow in the same order (METHOD section 4)."""
+def guided(values: Tensor | None, guidance_S: NDArray[np.float64]) -> Tensor:
+    """(1 + w) of the full copies less w of the weak ones (METHOD section 4).
+
+    Args:
+        values: of S full rows, then of the weak rows of those whose w is not 0, in the same order.
+        guidance_S: w of each full row.
+    """
     assert values is not None
-    return values[:full] if not w else (1 + w) * values[:full] - w * values[full : 2 * full]
+    full = values[: len(guidance_S)]
+    (at,) = guidance_S.nonzero()
+    if not len(at):
+        return full
+    shape = (-1, *[1] * (values.ndim - 1))
+    w = torch.from_numpy(guidance_S[at]).view(shape)
+    more, w = ((1 + w).to(values), w.to(values))
+    weak = values[len(guidance_S) : len(guidance_S) + len(at)]
+    if len(at) == len(guidance_S):
+        return more * full - w * weak
+    where = torch.from_numpy(at).to(values.device)
+    return full.index_copy(0, where, more * full[where] - w * weak)
 
 
 def first(
@@ -26,15 +42,33 @@ def first(
     return chosen & (rank - base[document] < room_B[document])
 
 
-def draw(logits_FV: Tensor, draws_F: NDArray[np.float64], config: SamplerConfig) -> NDArray[np.int64]:
-    """Inverse-CDF sampling with temperature and top-p: one uniform number a row."""
-    if config.temperature == 0 or not len(draws_F):
-        return logits_FV.argmax(-1).numpy()
-    probability, token = (logits_FV / config.temperature).softmax(-1).double().sort(dim=-1, descending=True)
+def draw(
+    logits_FV: Tensor,
+    draws_F: NDArray[np.float64],
+    config: SamplerConfig,
+    temperature_F: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Inverse-CDF sampling with temperature and top-p: one uniform number a row.
+
+    `temperature_F` is that of each row, None: the config's; rows of 0 take the likeliest token.
+    """
+    if temperature_F is None:
+        temperature_F = np.full(len(draws_F), config.temperature)
+    hot_F = temperature_F > 0
+    if not hot_F.all() or not len(draws_F):
+        token: NDArray[np.int64] = logits_FV.argmax(-1).numpy()
+        if hot_F.any():
+            token = token.copy()
+            token[hot_F] = draw(
+                logits_FV[torch.from_numpy(hot_F)], draws_F[hot_F], config, temperature_F[hot_F]
+            )
+        return token
+    warmth_F1 = torch.from_numpy(temperature_F).to(logits_FV)[:, None]
+    probability, token_FV = (logits_FV / warmth_F1).softmax(-1).double().sort(dim=-1, descending=True)
     mass = probability.cumsum(-1)
     probability = probability.masked_fill(mass - probability >= config.top_p, 0.0)
     mass = probability.cumsum(-1) / probability.sum(-1, keepdim=True)
     place = torch.searchsorted(mass, torch.from_numpy(draws_F)[:, None], right=True).clamp(
         max=mass.shape[-1] - 1
     )
-    return token.gather(-1, place)[:, 0].numpy()
+    return token_FV.gather(-1, place)[:, 0].numpy()

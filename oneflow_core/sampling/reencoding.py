@@ -27,11 +27,9 @@ def encode_finished(media: Media, wanted_B: NDArray[np.bool_]) -> None:
     """
     if media.reencode is None:
         return
-    todo = [
-        i
-        for i, (time, b) in enumerate(zip(media.image_time, media.image_document, strict=True))
-        if time >= 1 and wanted_B[b] and media.feature_I[i] < 0
-    ]
+    todo = np.flatnonzero(
+        (media.image_time >= 1) & wanted_B[media.image_document] & (media.feature_I < 0)
+    ).tolist()
     grids = {i: media.requests[media.image_document[i]].grid for i in todo}
     for grid in dict.fromkeys(grids.values()):
         members = [i for i in todo if grids[i] == grid]
@@ -42,13 +40,12 @@ def encode_finished(media: Media, wanted_B: NDArray[np.bool_]) -> None:
                 f"[{len(members)}, P, {media.model.feature_dim}]; give the encoder that it was trained with"
             )
         for i, shown in zip(members, features, strict=True):
-            media.feature_I[i] = len(media.features)
-            media.features.append(shown)
+            media.feature_I[i] = media.add_features(int(media.image_document[i]), shown)
 
 
 def as_shown(media: Media, elements: Elements) -> Elements:
     """The elements as the network sees them: images that have features as FEATURES, everything else as it is."""
-    feature_I = np.array(media.feature_I, np.int64)
+    feature_I = media.feature_I
     if not (feature_I >= 0).any():
         return elements
     image_E = elements.kind_E == IMAGE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,78 +13,49 @@ from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.schedule import arrival_probability, build_schedule
 from oneflow_core.layout import TOKEN
 from oneflow_core.model.inputs import ModelOutputs
-from oneflow_core.model.oneflow import OneFlowModel
-from oneflow_core.sampling.draw import draw, first, guided
-from oneflow_core.sampling.forward import Batch, build_batch
-from oneflow_core.sampling.prefix import PrefixCache
-from oneflow_core.sampling.state import Gaps, State
-from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
+from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.draw import draw, first
+from oneflow_core.sampling.forward import Batch
+from oneflow_core.sampling.state import Gaps, State, Words
+from oneflow_core.sampling.types import SamplerConfig
 
 SHORTEST = 4
 """An adaptive step is at least this part of a whole one, so that passes stay bounded."""
 
 
-class InsertionSampler:
-    """Generates documents with a trained model.
+class InsertionSampler(Stepper[State]):
+    """Generates documents with a trained model; at most 2 * steps + flush passes a document (5 * steps if adaptive)."""
 
-    Every document has its own random stream, so its result is the same in any batch, up to the floating-point
-    differences that batching makes inside the network.
-    """
-
-    def __init__(
-        self, model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
-    ) -> None:
-        self.model, self.bos_id, self.image_id, self.reencode = model, bos_id, image_id, reencode
+    def empty(self, config: SamplerConfig) -> State:
+        """As `Stepper.empty`."""
+        return State([], config, self.model.config, self.bos_id, self.image_id, self.reencode)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        requests: Sequence[Request],
-        config: SamplerConfig | None = None,
-        observe: Callable[[State], None] | None = None,
-    ) -> list[Generation]:
-        """Runs all requests together until each is done; at most 2 * steps + flush passes (5 * steps if adaptive).
-
-        Args:
-            requests: ragged prompts and targets, any mixture.
-            config: shared by the batch.
-            observe: called with the running state after every pass.
-        """
-        config = config or SamplerConfig()
-        state = State(requests, config, self.model.config, self.bos_id, self.image_id, self.reencode)
-        device = next(self.model.parameters()).device
-        prefixes = PrefixCache(self.model, state, state.elements) if self._keeps(config) else None
-        while state.active_B.any():
-            if state.due_B.any():
-                batch = build_batch(state, device, prefixes)
-                outputs = self.model(batch.inputs, batch.cache) if prefixes else self.model(batch.inputs)
-                state.passes_B += state.due_B
-                self._keep_gaps(state, batch, outputs)
-                state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs, state.mark)
-            self._fire(state)
-            state.step += 1
-            if observe:
-                observe(state)
-        return state.finish()
-
-    def _keeps(self, config: SamplerConfig) -> bool:
-        return config.prefix_cache and self.model.config.prompt_attention == "prefix"
+    def step(self, state: State) -> None:
+        """As `Stepper.step`; documents that did not change are not shown to a network that is blind to the time."""
+        if state.due_B.any():
+            batch, outputs = self.see(state)
+            self._keep_gaps(state, batch, outputs)
+            state.changed_B[state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs)] = True
+        self._fire(state)
+        state.step += 1
 
     def _keep_gaps(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
         """What the pass said of each document's gaps; the documents are no longer changed."""
-        count, w = batch.full_slots, state.config.text_guidance
+        due_B = state.due_B
         document_S = state.elements.document_E[batch.slot_element_S]
-        sizes = np.bincount(document_S, minlength=len(state.requests)).tolist()
-        assert outputs.pi_logit_S is not None and outputs.rate_S is not None
-        missing = guided(-outputs.pi_logit_S, count, w).cpu().split(sizes)
-        rate = guided(outputs.rate_S.log(), count, w).exp().clamp(min=1).cpu().split(sizes)
-        logits = guided(outputs.logits_RV, count, w).split(sizes)
+        sizes_B = np.bincount(document_S, minlength=len(state.requests))
+        sizes, starts = sizes_B.tolist(), (np.cumsum(sizes_B) - sizes_B).tolist()
+        assert outputs.pi_logit_S is not None and outputs.rate_S is not None and outputs.logits_RV is not None
+        missing = batch.guided(-outputs.pi_logit_S).cpu().split(sizes)
+        rate = batch.guided(outputs.rate_S.log()).exp().clamp(min=1).cpu().split(sizes)
+        words = Words(outputs.logits_RV, batch.guidance_S)
         delete: tuple[Tensor, ...] | None = None
         if outputs.delete_logit_S is not None:
-            delete = guided(outputs.delete_logit_S, count, w).cpu().split(sizes)
-        for b in np.flatnonzero(state.due_B).tolist():
-            state.gaps_B[b] = Gaps(missing[b], rate[b], logits[b], delete[b] if delete else None)
-            state.changed_B[b] = self.model.config.text_time
+            delete = batch.guided(outputs.delete_logit_S).cpu().split(sizes)
+        for b in np.flatnonzero(due_B).tolist():
+            state.gaps_B[b] = Gaps(missing[b], rate[b], words, starts[b], delete[b] if delete else None)
+        state.changed_B[due_B] = self.model.config.text_time
 
     def _fire(self, state: State) -> None:
         """Inserts at most one element into every gap, and takes out what does not belong where counts are free.
@@ -99,8 +70,7 @@ class InsertionSampler:
             gaps = [g for b in np.unique(document_S).tolist() if (g := state.gaps_B[b]) is not None]
             rho_S = self._arrivals(state, document_S, then_B)
             at = np.flatnonzero(self._fires(state, document_S, gaps, rho_S))
-            logits = torch.cat([g.logits_SV for g in gaps])[at]
-            token = self._tokens(state, document_S[at], logits)
+            token = self._tokens(state, document_S[at], _logits(gaps, at))
             gone = np.flatnonzero(self._deletions(state, element_S, gaps, rho_S))
             state.insert(element_S[at], token)
             state.delete(element_S[gone] + np.searchsorted(at, gone))
@@ -119,17 +89,18 @@ class InsertionSampler:
         Shorter where `adaptive` finds a gap that is due more than one.
         """
         now_B = state.text_time_B
-        then_B = np.where(state.waiting_B, now_B, state.next_time(now_B))
+        then_B = np.where(state.waiting_B, now_B, state.next_time(now_B, state.steps_B))
         if not state.config.adaptive:
             return then_B
         schedule = build_schedule(state.config.schedule)
         kappa_B = schedule.kappa(now_B)
+        least_B = state.next_time(now_B, SHORTEST * state.steps_B)
         for b, gaps in enumerate(state.gaps_B):
             if gaps is None or not (gaps.missing_S > 0).any():
                 continue
             most = float(gaps.rate_S[gaps.missing_S > 0].max())
             due = schedule.inverse(kappa_B[b] + (1 - kappa_B[b]) / most)
-            then_B[b] = min(then_B[b], max(due, now_B[b] + (then_B[b] - now_B[b]) / SHORTEST))
+            then_B[b] = min(then_B[b], max(due, least_B[b]))
         return then_B
 
     def _arrivals(self, state: State, document_S: NDArray[np.int64], then_B: NDArray[np.float64]) -> Tensor:
@@ -147,7 +118,7 @@ class InsertionSampler:
         draws = self._draws(state, document_S)
         flushing = state.text_time_B[document_S] >= 1
         fire = np.where(flushing, (pi.numpy() < 0.5) & (state.flush_B[document_S] > 0), draws < probability)
-        room_B = state.config.max_tokens - state.generated_tokens()
+        room_B = state.max_tokens_B - state.generated_tokens()
         return first(fire, document_S, room_B)
 
     def _deletions(
@@ -172,17 +143,32 @@ class InsertionSampler:
 
     def _tokens(self, state: State, document_F: NDArray[np.int64], logits_FV: Tensor) -> NDArray[np.int64]:
         """One token for each firing gap; an anchor beyond a document's images is not to be drawn."""
-        images_B = np.bincount(np.array(state.image_document, int), minlength=len(state.requests))
-        allowed_B = np.array(
-            [state.config.max_images if r.target == "document" else 0 for r in state.requests]
-        )
-        room_F = (allowed_B - images_B)[document_F]
-        logits_FV = logits_FV.float().cpu().clone()
+        images_B = np.bincount(state.image_document, minlength=len(state.requests))
+        room_B = state.max_images_B - images_B
+        temperature_F = state.temperature_B[document_F]
         logits_FV[:, self.bos_id] = -torch.inf
         plain_FV = logits_FV.clone()
         plain_FV[:, self.image_id] = -torch.inf
         draws = self._draws(state, document_F)
-        with_images = torch.where(torch.from_numpy(room_F > 0)[:, None], logits_FV, plain_FV)
-        token = draw(with_images, draws, state.config)
-        over = (token == self.image_id) & ~first(token == self.image_id, document_F, allowed_B - images_B)
-        return np.where(over, draw(plain_FV, draws, state.config), token)
+        with_images = torch.where(torch.from_numpy(room_B[document_F] > 0)[:, None], logits_FV, plain_FV)
+        token = draw(with_images, draws, state.config, temperature_F)
+        over = (token == self.image_id) & ~first(token == self.image_id, document_F, room_B)
+        if over.any():
+            token = token.copy()
+            token[over] = draw(
+                plain_FV[torch.from_numpy(over)], draws[over], state.config, temperature_F[over]
+            )
+        return token
+
+
+def _logits(gaps: Sequence[Gaps], at: NDArray[np.int64]) -> Tensor:
+    """Vocabulary logits of the slots `at` of all these gaps, float32 on the CPU; they may come of several passes."""
+    sizes = [len(g.missing_S) for g in gaps]
+    row_S = np.concatenate([g.first + np.arange(n) for g, n in zip(gaps, sizes, strict=True)])
+    said = {id(g.words): g.words for g in gaps}
+    if len(said) == 1:
+        return gaps[0].words.take(row_S[at]).float().cpu().clone()
+    source_F = np.repeat([id(g.words) for g in gaps], sizes)[at]
+    order = np.argsort(source_F, kind="stable")
+    parts = [words.take(row_S[at[source_F == name]]) for name, words in sorted(said.items())]
+    return torch.cat(parts).float().cpu()[torch.from_numpy(np.argsort(order))]

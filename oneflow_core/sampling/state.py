@@ -1,7 +1,4 @@
-"""The running batch of the insertion sampler: ragged documents as flat arrays, and the surgery of a step on them.
-
-Nothing here loops over tokens; loops go over documents or images only.
-"""
+"""The running batch of the insertion sampler: what the network said of each document's gaps, and when they fire."""
 
 from __future__ import annotations
 
@@ -9,13 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
-from oneflow_core.layout import IMAGE, TOKEN, Elements
+from oneflow_core.layout import Elements
 from oneflow_core.model.config import ModelConfig
-from oneflow_core.sampling.media import Media
-from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerConfig
+from oneflow_core.sampling.documents import BoolArray, FloatArray, IntArray
+from oneflow_core.sampling.draw import guided
+from oneflow_core.sampling.growing import Growing
+from oneflow_core.sampling.types import Reencode, Request, SamplerConfig
+
+
+@dataclass
+class Words:
+    """Vocabulary logits of one pass. They are many, and few gaps fire: guidance waits until a row is wanted."""
+
+    logits_RV: Tensor
+    guidance_S: FloatArray
+    """w of each slot of a full copy; the weak copies' rows follow in the same order, of slots whose w is not 0."""
+
+    def take(self, slot_F: IntArray) -> Tensor:
+        """Guided logits of these slots, [F, V]."""
+        weak_S = len(self.guidance_S) + np.cumsum(self.guidance_S != 0) - 1
+        w_F = self.guidance_S[slot_F]
+        rows = np.append(slot_F, weak_S[slot_F[w_F != 0]])
+        return guided(self.logits_RV[torch.from_numpy(rows).to(self.logits_RV.device)], w_F)
 
 
 @dataclass
@@ -25,17 +40,22 @@ class Gaps:
     missing_S: Tensor
     """Logit of 1 - pi."""
     rate_S: Tensor
-    logits_SV: Tensor
+    words: Words
+    """Of all documents of the pass."""
+    first: int
+    """Slot of the pass that is this document's first."""
     delete_S: Tensor | None = None
     """Logit that the slot's own element does not belong, where counts are free."""
 
 
-class State(Media):
+class State(Growing):
     """Documents in the making. B documents, E elements.
 
     `changed_B` marks documents that are not what the network saw last; `gaps_B` is what it said of the others. A
     network that is not told the text's time stays with what it said until the document changes.
     """
+
+    BY_DOCUMENT = (*Growing.BY_DOCUMENT, "flush_B", "changed_B", "gaps_B")
 
     def __init__(
         self,
@@ -46,84 +66,44 @@ class State(Media):
         image_id: int,
         reencode: Reencode | None = None,
     ) -> None:
-        super().__init__(requests, config, model, bos_id, image_id, reencode)
-        self.text_time_B = np.array([1.0 if r.target == "image" else 0.0 for r in requests])
-        self.flush_B = np.array([0 if r.target == "image" else config.flush for r in requests])
-        self.changed_B = np.ones(len(requests), bool)
-        self.gaps_B: list[Gaps | None] = [None] * len(requests)
-        self.elements = self.start()
-        self.born_E = np.where(self.elements.prompt_E, -1.0, 0.0)
-        self.born_step_E = np.where(self.elements.prompt_E, -1, 0)
-        self.deleted_B = np.zeros(len(requests), np.int64)
+        super().__init__(config, model, bos_id, image_id, reencode)
+        self.flush_B: IntArray = np.zeros(0, np.int64)
+        self.changed_B: BoolArray = np.zeros(0, bool)
+        self.gaps_B: list[Gaps | None] = []
+        self.join(requests)
+
+    def join(
+        self, requests: Sequence[Request], configs: Sequence[SamplerConfig] | None = None
+    ) -> Elements | None:
+        """As `Growing.join`."""
+        new, count = super().join(requests, configs), len(requests)
+        self.extend(
+            flush_B=[0 if r.target == "image" else self.config.flush for r in requests],
+            changed_B=[True] * count,
+            gaps_B=[None] * count,
+        )
+        return new
 
     @property
-    def active_B(self) -> NDArray[np.bool_]:
+    def active_B(self) -> BoolArray:
         """Documents that another pass may still change."""
         active = (self.text_time_B < 1) | (self.flush_B > 0)
-        active[np.array(self.image_document, int)[self.images_in_flow]] = True
+        active[self.image_document[self.images_in_flow]] = True
         return active
 
     @property
-    def waiting_B(self) -> NDArray[np.bool_]:
+    def waiting_B(self) -> BoolArray:
         """Documents whose text has not begun: their images, which moved just now, stood before `text_delay`."""
         waiting = np.zeros(len(self.requests), bool)
-        begins = float(self.next_time(np.array(self.config.text_delay)))
-        for time, b in zip(self.image_time, self.image_document, strict=True):
-            waiting[b] |= self.requests[b].images > 0 and self.text_time_B[b] == 0 and time < begins - 1e-9
-        return waiting
+        unbegun_B = (self.images_B > 0) & (self.text_time_B == 0)
+        if unbegun_B.any():
+            delay_B = np.full(len(self.requests), self.config.text_delay)
+            begins_B = self.next_time(delay_B, self.steps_B)
+            early_I = self.image_time < begins_B[self.image_document] - 1e-9
+            waiting[self.image_document[early_I]] = True
+        return waiting & unbegun_B
 
     @property
-    def due_B(self) -> NDArray[np.bool_]:
+    def due_B(self) -> BoolArray:
         """Documents that the network must see again: active, and changed since it last did."""
-        due: NDArray[np.bool_] = self.active_B & self.changed_B
-        return due
-
-    def mark(self, b: int) -> None:
-        """Document b is not what the network saw last."""
-        self.changed_B[b] = True
-
-    def generated_tokens(self) -> NDArray[np.int64]:
-        """Generated elements of each document so far."""
-        return np.bincount(self.elements.document_E[~self.elements.prompt_E], minlength=len(self.requests))
-
-    def insert(self, at: NDArray[np.int64], token: NDArray[np.int64]) -> None:
-        """Puts token i to the right of element `at[i]` (ascending, distinct); an anchor starts an image there."""
-        if not len(at):
-            return
-        e = self.elements
-        document = e.document_E[at]
-        image = token == self.image_id
-        block = np.full(len(at), -1)
-        block[image] = [self.add_image(int(b)) for b in document[image]]
-        where = at + 1
-        yes = np.ones(len(at), bool)
-        self.elements = Elements(
-            np.insert(e.document_E, where, document),
-            np.insert(e.kind_E, where, np.where(image, IMAGE, TOKEN)),
-            np.insert(e.token_E, where, token),
-            np.insert(e.block_E, where, block),
-            np.insert(e.prompt_E, where, ~yes),
-            np.insert(e.slot_E, where, yes),
-            np.insert(e.copy_E, where, 0),
-        )
-        self.born_E = np.insert(self.born_E, where, self.text_time_B[document])
-        self.born_step_E = np.insert(self.born_step_E, where, self.step)
-
-    def delete(self, at: NDArray[np.int64]) -> None:
-        """Takes out the elements `at`; they must be generated tokens."""
-        if not len(at):
-            return
-        self.deleted_B += np.bincount(self.elements.document_E[at], minlength=len(self.requests))
-        left_E = np.ones(len(self.elements), bool)
-        left_E[at] = False
-        self.elements = self.elements.take(left_E)
-        self.born_E, self.born_step_E = self.born_E[left_E], self.born_step_E[left_E]
-
-    def finish(self) -> list[Generation]:
-        """The documents as they stand."""
-        e = self.elements
-        mine = [(e.document_E == b) & ~e.prompt_E for b in range(len(self.requests))]
-        return [
-            self.generation(b, e.take(m), self.born_E[m], self.born_step_E[m], int(self.deleted_B[b]))
-            for b, m in enumerate(mine)
-        ]
+        return self.active_B & self.changed_B

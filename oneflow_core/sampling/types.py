@@ -16,6 +16,8 @@ from oneflow_core.flows.schedule import build_schedule
 Target = Literal["image", "text", "document"]
 Reencode = Callable[[Tensor], Tensor]
 """Latents [B, C, h, w] as the codec has them to understanding features [B, P, dim]."""
+OWN = ("steps", "image_guidance", "text_guidance", "temperature", "max_images", "max_tokens")
+"""Settings of `SamplerConfig` that each document of a batch may have its own of; the others are shared."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,18 @@ class Sampler(Protocol):
     Every document has its own random stream, so its result is the same in any batch, up to the floating-point
     differences that batching makes inside the network.
     """
+
+    def begin(self, config: SamplerConfig) -> Any:
+        """A running batch without documents (`growing.Growing`): they `join` it between its steps and `keep` or leave.
+
+        Raises:
+            ValueError: `config.reencode` for a sampler that was given no way from latents to features.
+        """
+        ...
+
+    def step(self, state: Any) -> None:
+        """One pass of the network for all documents that need one, and what follows from it."""
+        ...
 
     def generate(
         self,

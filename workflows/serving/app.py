@@ -18,7 +18,7 @@ from workflows.serving.desk import Desk, as_json
 from workflows.serving.openapi import document
 from workflows.serving.page.routes import router as page
 from workflows.serving.problems import shape_of
-from workflows.serving.replica import start
+from workflows.serving.replica import first_version, start
 from workflows.serving.wire import BadRequest
 
 http = FastAPI(title="OneFlow", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -39,10 +39,11 @@ async def unknown(request: Request, error: HTTPException) -> Response:
 class Service:
     """One replica."""
 
-    def __init__(self, arguments: dict[str, Any], key_digest: str, environment: Environment) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], first: str, key_digest: str, environment: Environment
+    ) -> None:
         environment.apply()
-        given = ServeArguments(**arguments)
-        self.engine, self.follower = start(given)
+        self.engine, self.follower = start(ServeArguments(**arguments), first)
         self.desk = Desk(self.engine, key_digest)
 
     @http.post("/v1/generate")
@@ -97,4 +98,5 @@ def build(arguments: ServeArguments) -> Application:
 def bind(arguments: ServeArguments, key_digest: str) -> Application:
     """The application whose API key has that digest."""
     deployment = cast(Deployment, Service).options(**arguments.options)
-    return deployment.bind(arguments.model_dump(), key_digest, Environment.of_driver())
+    first = first_version(arguments)
+    return deployment.bind(arguments.model_dump(), first, key_digest, Environment.of_driver())

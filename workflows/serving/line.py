@@ -364,6 +364,7 @@ class Line:
     def _release(self, ticket: Ticket, why: str) -> None:
         if ticket in self._members:
             del self._members[ticket]
+            self._state.notify_all()
             self.meters.running.dec()
             self.meters.documents.labels(why).inc()
 

@@ -56,10 +56,10 @@ class Follower(threading.Thread):
             prove(pipeline)
         except Exception as error:
             log.warning("the upgrade to version %s failed: %s", version or "?", error)
-            self._report(version, "failed", without_secrets(" ".join(str(error).split()))[:300])
+            self.report(version, "failed", error)
             return
         before = self.engine.replace(pipeline)
-        self._report(version, "done", "")
+        self.report(version, "done")
         del pipeline
         before.join()
         del before
@@ -70,10 +70,25 @@ class Follower(threading.Thread):
         if self.engine.upgrade and self.engine.upgrade["outcome"] == "failed":
             self.engine.upgrade = None
 
-    def _report(self, version: str, outcome: str, cause: str) -> None:
+    def report(self, version: str, outcome: str, error: Exception | None = None) -> None:
+        """What became of a change, for `/healthz` and the meters."""
+        cause = "" if error is None else without_secrets(" ".join(str(error).split()))[:300]
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.engine.upgrade = {"version": version, "outcome": outcome, "cause": cause, "at": at}
         self.engine.meters.upgrades.labels(outcome).inc()
+
+
+def loaded(
+    model: str, first: str, load: Callable[[str], OneFlowPipeline]
+) -> tuple[OneFlowPipeline, Exception | None]:
+    """`model`, or `first` (where there is one) and why it was not `model`."""
+    try:
+        return load(model), None
+    except Exception as error:
+        if not first:
+            raise
+        log.warning("%s does not load, %s is served instead: %s", model, first, error)
+        return load(first), error
 
 
 def prove(pipeline: OneFlowPipeline) -> None:
