@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image
+
+from tests.workflows.serving.conftest import pixels
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 20_000
 
 
 @contextmanager
@@ -70,10 +69,6 @@ class Visit:
     def image(self) -> np.ndarray:
         source = str(self.page.locator(".picture img").first.get_attribute("src"))
         return pixels(source.partition(",")[2])
-
-
-def pixels(data: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
 
 
 def visit(context: BrowserContext, url: str) -> Visit:

@@ -20,25 +20,28 @@ export async function pageFile(recording, section, facts) {
   const [css, ...sources] = await Promise.all(["page.css", ...REPLAY].map(source));
   // These modules import nothing and share no names, so that joined they are one.
   const script = sources.map((text) => text.replace(/^export /gm, "")).join("\n") + START;
-  const page = document.implementation.createHTMLDocument("OneFlow");
-  page.documentElement.lang = "en";
-  page.head.append(
-    make(page, "meta", { name: "viewport", content: "width=device-width, initial-scale=1" }),
-    make(page, "meta", { name: "color-scheme", content: "light dark" }),
-    make(page, "meta", { httpEquiv: "Content-Security-Policy", content: POLICY }),
-    make(page, "style", { textContent: css }),
-  );
-  const main = make(page, "main", { innerHTML: section });
-  main.prepend(...given(page, recording.request));
+  // A "<" could end the script that holds the JSON.
+  const events = eventsFile(recording).replaceAll("<", "\\u003c");
+  const main = make("main", { innerHTML: section });
+  main.prepend(...given(recording.request));
   main.querySelector("#facts").textContent = facts;
-  page.body.append(
-    make(page, "h1", { textContent: "OneFlow" }),
-    main,
-    // A "<" could end the script that holds the JSON.
-    make(page, "script", { type: "application/json", id: "recording", textContent: eventsFile(recording).replaceAll("<", "\\u003c") }),
-    make(page, "script", { type: "module", textContent: script }),
-  );
-  return `<!doctype html>\n<meta charset="utf-8">\n${page.documentElement.outerHTML}`;
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="${POLICY}">
+<title>OneFlow</title>
+<style>${css}</style>
+</head>
+<body>
+<h1>OneFlow</h1>
+${main.outerHTML}
+<script type="application/json" id="recording">${events}</script>
+<script type="module">${script}</script>
+</body>
+</html>
+`;
 }
 
 /** Hands a text to the browser as a file. */
@@ -48,11 +51,11 @@ export function save(text, name, type) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-function given(page, { segments }) {
+function given({ segments }) {
   return segments.map((segment) =>
     segment.type === "text"
-      ? make(page, "p", { className: "prompt", textContent: segment.text })
-      : make(page, "img", { className: "thumbnail", alt: "Given image", src: `data:${mediaType(segment.data)};base64,${segment.data}` }),
+      ? make("p", { className: "prompt", textContent: segment.text })
+      : make("img", { className: "thumbnail", alt: "Given image", src: `data:${mediaType(segment.data)};base64,${segment.data}` }),
   );
 }
 
@@ -62,8 +65,8 @@ function mediaType(data) {
   return data.startsWith("/9j/") ? "image/jpeg" : "image/webp";
 }
 
-function make(page, name, properties) {
-  return Object.assign(page.createElement(name), properties);
+function make(name, properties) {
+  return Object.assign(document.createElement(name), properties);
 }
 
 async function source(name) {
