@@ -21,16 +21,16 @@ from tests.workflows.serving.visit import Visit, chromium, visit
 from workflows.serving.service import serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
-STORY = "A large red circle in the top left."
-LONG = 100 * STORY
+STORY = "A large red circle"
+LONG = 200 * f"{STORY}. "
 """A prompt whose every step takes a while."""
 COUNTS = """() => {
   window.counts = [];
   new MutationObserver(() => counts.push(document.querySelectorAll(".token").length))
-    .observe(document.querySelector(".paper"), { childList: true });
+    .observe(document.querySelector(".made"), { childList: true });
 }"""
 
 
@@ -75,7 +75,7 @@ def test_a_document_grows_before_the_eyes_and_is_the_one_that_the_api_makes(open
     drawn = [s for s in answer["segments"] if s["type"] == "image"]
     assert opened.page.locator(".picture img").count() == len(drawn) > 0
     assert np.abs(opened.image() - pixels(drawn[0]["data"])).max() <= 1
-    order = opened.page.locator(".paper > *").evaluate_all("all => all.map((n) => n.className.split(' ')[0])")
+    order = opened.page.locator(".made > *").evaluate_all("all => all.map((n) => n.className.split(' ')[0])")
     kinds = [kind for i, kind in enumerate(order) if kind == "picture" or order[i - 1 : i] != ["token"]]
     assert kinds == ["picture" if s["type"] == "image" else "token" for s in answer["segments"]]
 
@@ -90,7 +90,7 @@ def test_the_scrubber_goes_back_and_the_replay_forth(opened: Visit) -> None:
     ]
     assert growing == sorted(growing) and 0 < growing[len(growing) // 2] < growing[-1] == whole
     assert opened.text == text
-    opened.seek("Home")
+    opened.page.locator(".scrubber").fill("20")
     opened.page.get_by_role("button", name="Play").press("Enter")
     opened.page.get_by_role("button", name="Pause").wait_for()
     opened.page.get_by_role("button", name="Play").wait_for()
@@ -190,6 +190,24 @@ def test_who_waits_is_told_and_so_is_who_finds_the_queue_full(
     assert "status of 429" in opened.problems.pop()
     context.close()
     assert not first.problems + second.problems
+
+
+def test_a_stream_that_is_cut_says_so_and_keeps_what_came(opened: Visit) -> None:
+    """The real server's stream, and the connection lost in the middle of an event."""
+
+    def cut(route: Route) -> None:
+        reply = route.fetch()
+        route.fulfill(response=reply, body=reply.body()[: len(reply.body()) // 2])
+
+    opened.page.route("**/v1/generate", cut)
+    opened.fill(prompt="a red ring", steps=8)
+    opened.page.get_by_role("button", name="Generate").click()
+    opened.page.get_by_role("alert").get_by_text("the stream ended before the document was done").wait_for()
+    assert opened.page.locator(".picture.unfinished img[src]").count() == 1
+    opened.page.unroute("**/v1/generate")
+    opened.page.get_by_role("button", name="Try again").click()
+    opened.done()
+    assert opened.page.locator(".picture.unfinished").count() == 0
 
 
 def test_a_server_with_a_key_asks_for_it_and_the_page_forgets_it(browser: Browser, url: str) -> None:

@@ -131,7 +131,7 @@ SHADES = """() => {
     return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
   };
   const token = Object.assign(document.createElement("span"), { className: "token word" });
-  document.querySelector(".paper").append(token);
+  document.querySelector(".made").append(token);
   const shades = Array.from({ length: 17 }, (_, i) => {
     token.style.setProperty("--t", i / 16);
     return read(getComputedStyle(token).backgroundColor);

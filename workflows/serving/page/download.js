@@ -22,8 +22,7 @@ export async function pageFile(recording, section, facts) {
   const script = sources.map((text) => text.replace(/^export /gm, "")).join("\n") + START;
   // A "<" could end the script that holds the JSON.
   const events = eventsFile(recording).replaceAll("<", "\\u003c");
-  const main = make("main", { innerHTML: section });
-  main.prepend(...given(recording.request));
+  const main = Object.assign(document.createElement("main"), { innerHTML: section });
   main.querySelector("#facts").textContent = facts;
   return `<!doctype html>
 <html lang="en">
@@ -35,7 +34,7 @@ export async function pageFile(recording, section, facts) {
 <style>${css}</style>
 </head>
 <body>
-<h1>OneFlow</h1>
+<header><h1>OneFlow</h1></header>
 ${main.outerHTML}
 <script type="application/json" id="recording">${events}</script>
 <script type="module">${script}</script>
@@ -49,24 +48,6 @@ export function save(text, name, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
-}
-
-function given({ segments }) {
-  return segments.map((segment) =>
-    segment.type === "text"
-      ? make("p", { className: "prompt", textContent: segment.text })
-      : make("img", { className: "thumbnail", alt: "Given image", src: `data:${mediaType(segment.data)};base64,${segment.data}` }),
-  );
-}
-
-/** By the first bytes: PNG, JPEG or WebP is what the page sends. */
-function mediaType(data) {
-  if (data.startsWith("iVBOR")) return "image/png";
-  return data.startsWith("/9j/") ? "image/jpeg" : "image/webp";
-}
-
-function make(name, properties) {
-  return Object.assign(document.createElement(name), properties);
 }
 
 async function source(name) {

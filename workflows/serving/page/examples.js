@@ -20,7 +20,7 @@ function scene() {
 
 /** name -> what the form is filled with. */
 export const EXAMPLES = {
-  draw: { prompt: "a large yellow star in the centre and a small blue square in the bottom left", target: "image" },
+  draw: { prompt: "a red ring in the top left, a large green triangle in the middle and a small black cross in the bottom right", target: "image" },
   describe: { prompt: "", target: "text", picture: scene, name: "a red circle and a blue square" },
-  story: { prompt: "A large red circle in the top left.", target: "document" },
+  story: { prompt: "A large red circle", target: "document" },
 };

@@ -28,7 +28,7 @@ export class Player {
     this.pause();
     this.recording = recording;
     this.following = true;
-    this.stage.clear();
+    this.stage.open(recording.request);
     this.grew();
   }
 

@@ -3,21 +3,25 @@
 /** The paper, and the line below it that tells of the element pointed at. */
 export class Stage {
   constructor(section) {
-    this.paper = section.querySelector(".paper");
+    this.given = section.querySelector(".given");
+    this.made = section.querySelector(".made");
     this.readout = section.querySelector(".readout");
+    this.hint = this.readout.textContent;
     this.nodes = new Map();
     section.querySelector(".numbers").addEventListener("change", (event) => {
-      this.paper.classList.toggle("numbered", event.target.checked);
+      this.made.classList.toggle("numbered", event.target.checked);
     });
     for (const kind of ["pointerover", "click"]) {
-      this.paper.addEventListener(kind, ({ target }) => this.#tell(target.closest?.(".token, .picture")));
+      this.made.addEventListener(kind, ({ target }) => this.#tell(target.closest?.(".token, .picture")));
     }
   }
 
-  /** Forgets the last document. */
-  clear() {
+  /** Forgets the last document, and shows what was given for the next. */
+  open({ segments }) {
     this.nodes.clear();
-    this.paper.replaceChildren();
+    this.made.replaceChildren();
+    this.readout.textContent = this.hint;
+    this.given.replaceChildren(...segments.map((segment) => (segment.type === "text" ? segment.text : givenImage(segment))));
   }
 
   /** Shows moment m of a recording. */
@@ -25,9 +29,9 @@ export class Stage {
     const { ids, pictures, step } = recording.moments[m];
     const wanted = ids.map((id) => this.#node(recording.elements.get(id), recording.request));
     const kept = new Set(wanted);
-    for (const node of [...this.paper.children]) if (!kept.has(node)) node.remove();
+    for (const node of [...this.made.children]) if (!kept.has(node)) node.remove();
     wanted.forEach((node, i) => {
-      if (this.paper.children[i] !== node) this.paper.insertBefore(node, this.paper.children[i] ?? null);
+      if (this.made.children[i] !== node) this.made.insertBefore(node, this.made.children[i] ?? null);
     });
     ids.forEach((id, i) => {
       const element = recording.elements.get(id);
@@ -79,12 +83,17 @@ function write(node, element) {
   if (node.textContent === element.token) return;
   const [space] = element.token.match(/^\s*(?=\S)/) ?? [""];
   const word = document.createElement("span");
-  word.className = "word";
+  word.className = space ? "word apart" : "word";
   word.dataset.step = element.step;
   word.textContent = element.token.slice(space.length);
   node.replaceChildren(space, word);
   const name = element.token.trim() || (element.token.includes("\n") ? "line break" : "space");
   node.title = `\u201c${name}\u201d: ${when(element)}`;
+}
+
+function givenImage({ data }) {
+  const kind = data.startsWith("iVBOR") ? "png" : data.startsWith("/9j/") ? "jpeg" : "webp";
+  return Object.assign(document.createElement("img"), { alt: "Given image", src: `data:image/${kind};base64,${data}` });
 }
 
 function when({ step, time }) {
