@@ -4,7 +4,6 @@
 """
 
 # Annotations stay values here: FastAPI reads them in a replica, where the strings' names may not resolve.
-from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
@@ -17,17 +16,13 @@ from workflows.serving.access import digest_of
 from workflows.serving.arguments import ServeArguments
 from workflows.serving.desk import Desk, as_json
 from workflows.serving.openapi import document
+from workflows.serving.page.routes import router as page
 from workflows.serving.problems import shape_of
 from workflows.serving.replica import first_version, start
 from workflows.serving.wire import BadRequest
 
-PAGE = Path(__file__).with_name("page.html")
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'"
-)
-
 http = FastAPI(title="OneFlow", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+http.include_router(page)
 
 
 @http.exception_handler(HTTPException)
@@ -88,12 +83,6 @@ class Service:
     async def openapi(self) -> Response:
         """The description of all this."""
         return as_json(200, document())
-
-    @http.get("/")
-    async def page(self) -> Response:
-        """A page to try the model by hand."""
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
 
     def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that raises."""
