@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,35 @@ def ratio(
     resampled = above[below != 0] / below[below != 0]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(sums[0].sum() / sums[1].sum()), float(low), float(high), count)
+
+
+def resampled(
+    statistic: Callable[[NDArray[np.float64]], float],
+    count: int,
+    *,
+    resamples: int = RESAMPLES,
+    groups: Sequence[str] | None = None,
+    least: float = -math.inf,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic that is no mean of items, as `statistic(weight)` of how often each of `count` items counts, [count].
+
+    The interval is the value and 1.96 standard deviations of bootstrap resamples on both sides (not below `least`):
+    statistics such as a Frechet distance or CIDEr are biased by the doubles in a resample, so that percentiles of
+    resamples need not even hold the value. It needs few resamples; fewer than two give no interval (NaN).
+    """
+    if count == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = statistic(np.ones(count))
+    _, index = np.unique(np.array(groups if groups is not None else range(count)), return_inverse=True)
+    rng, number = np.random.default_rng(seed), int(index.max()) + 1
+    drawn = [
+        statistic(np.bincount(rng.integers(number, size=number), minlength=number)[index].astype(float))
+        for _ in range(resamples)
+    ]
+    found = [one for one in drawn if math.isfinite(one)]
+    spread = 1.96 * float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
+    return Estimate(value, max(least, value - spread), value + spread, count)
 
 
 def _sums(pairs: NDArray[np.float64], groups: Sequence[str] | None) -> NDArray[np.float64]:
