@@ -115,10 +115,8 @@ def _clean(pixels_1CHW: Tensor) -> Tensor:
     from PIL import Image
 
     size, how = (SIDE, SIDE), Image.Resampling.BICUBIC
-    planes = [
-        np.asarray(Image.fromarray(plane.float().numpy(), "F").resize(size, how)) for plane in pixels_1CHW[0]
-    ]
-    return (torch.from_numpy(np.stack(planes))[None].clamp(0, 255) - 128) / 128
+    planes = [np.asarray(Image.fromarray(p.float().numpy()).resize(size, how)) for p in pixels_1CHW[0]]
+    return (torch.from_numpy(np.stack(planes))[None] - 128) / 128
 
 
 def _dino(path: str | Path, device: str) -> PictureFeatures:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 LEVEL = 0.95
+AT_ONCE = 10_000_000
+"""Numbers that are drawn at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,7 @@ def ratio(
     if count == 0 or sum(denominators) == 0:
         return Estimate(math.nan, math.nan, math.nan, count)
     sums = _sums(np.array([numerators, denominators], float), groups)
-    chosen = np.random.default_rng(seed).integers(sums.shape[1], size=(RESAMPLES, sums.shape[1]))
-    above, below = sums[:, chosen].sum(axis=2)
+    above, below = _resampled_sums(sums, np.random.default_rng(seed))
     resampled = above[below != 0] / below[below != 0]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(sums[0].sum() / sums[1].sum()), float(low), float(high), count)
@@ -86,6 +87,17 @@ def resampled(
     found = [one for one in drawn if math.isfinite(one)]
     spread = 1.96 * float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
     return Estimate(value, max(least, value - spread), value + spread, count)
+
+
+def _resampled_sums(sums: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Sums of each resample, [2, RESAMPLES]; many groups are drawn a few resamples at a time, for memory."""
+    groups = sums.shape[1]
+    step = max(1, AT_ONCE // groups)
+    parts = [
+        sums[:, rng.integers(groups, size=(min(step, RESAMPLES - start), groups))].sum(axis=2)
+        for start in range(0, RESAMPLES, step)
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def _sums(pairs: NDArray[np.float64], groups: Sequence[str] | None) -> NDArray[np.float64]:

@@ -1,10 +1,17 @@
 """How a model is evaluated, and what it must reach."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from workflows.config import Config
+from workflows.evaluation.suites.config import (
+    ClipConfig,
+    DataConfig,
+    FeaturesConfig,
+    JudgeConfig,
+    SuiteName,
+)
 
 
 class ItemsConfig(Config):
@@ -93,10 +100,21 @@ class GateConfig(Config):
 class EvaluateConfig(Config):
     """A suite with its items, how they are asked, and the gate."""
 
-    suite: Literal["shapes"] = "shapes"
+    suite: SuiteName = "shapes"
     seed: int = Field(default=0, ge=0)
     """Decides items and the generations' seeds."""
     items: ItemsConfig = ItemsConfig()
+    """Of the shapes suite alone."""
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts or pictures of a file that are taken, drawn by the seed; null takes all. Not of the shapes suite."""
+    data: DataConfig = DataConfig()
+    judge: JudgeConfig = JudgeConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    clip: ClipConfig = ClipConfig()
+    images_per_prompt: int = Field(default=1, ge=1, le=64)
+    """Pictures of each prompt, each with a seed of its own (dpg-bench, geneval, clip-score)."""
+    resamples: int = Field(default=200, ge=2)
+    """Bootstrap resamples of figures that are no mean of items (CIDEr, BLEU-4, Frechet distance)."""
     requests: RequestsConfig = RequestsConfig()
     serve: ReplicasConfig = ReplicasConfig()
     gate: GateConfig | None = None
