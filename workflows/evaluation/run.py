@@ -22,7 +22,15 @@ from workflows.storage import sha256
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SUITES = {"shapes": "workflows.evaluation.suites.shapes"}
+SUITES = {
+    "shapes": "workflows.evaluation.suites.shapes",
+    "coco-captions": "workflows.evaluation.suites.coco_captions",
+    "coco-fid": "workflows.evaluation.suites.coco_fid",
+    "dpg-bench": "workflows.evaluation.suites.dpg_bench",
+    "geneval": "workflows.evaluation.suites.geneval",
+    "vqa": "workflows.evaluation.suites.vqa",
+    "clip-score": "workflows.evaluation.suites.clip_score",
+}
 """Suite -> module with `items(config)`, `judge(items, outputs)` and `figures(judged)`."""
 FORMAT = 1
 """Goes up when the same config asks other items."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -52,12 +53,14 @@ def read_prompts(file: File) -> tuple[dict[str, str], dict[str, str]]:
     """Prompts by id (their line's number where the file has none), and rows that were refused, with the reason."""
     suffix = PurePosixPath(file.url).suffix.lower()
     if suffix == ".txt":
-        lines = file.text().splitlines()
+        lines = file.text().split("\n")
         return {f"{n:06d}": line.strip() for n, line in enumerate(lines) if line.strip()}, {}
     if suffix == ".jsonl":
         rows = _json_rows(file)
     elif suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(file.text().splitlines(), delimiter="," if suffix == ".csv" else "\t")
+        reader = csv.DictReader(
+            io.StringIO(file.text(), newline=""), delimiter="," if suffix == ".csv" else "\t"
+        )
         rows = {f"{n:06d}": row for n, row in enumerate(reader)}
     else:
         raise file.refused(f'a suffix "{suffix}"')
@@ -79,7 +82,7 @@ def read_prompts(file: File) -> tuple[dict[str, str], dict[str, str]]:
 
 def _json_rows(file: File) -> dict[str, Any]:
     rows: dict[str, Any] = {}
-    for number, line in enumerate(file.text().splitlines()):
+    for number, line in enumerate(file.text().split("\n")):
         if line.strip():
             try:
                 rows[f"{number:06d}"] = json.loads(line)
