@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from oneflow_core.metrics.interval import RESAMPLES, Estimate, mean
+from oneflow_core.metrics.interval import Estimate, mean
 from oneflow_core.shapes import SPLITS
 from workflows.evaluation.item import Item, Output
 
@@ -22,19 +22,13 @@ class Figure:
 
     estimate: Estimate
     controls: Mapping[str, float] = field(default_factory=dict)
-    better: Literal["higher", "lower"] = "higher"
-    resamples: int = RESAMPLES
-    """Bootstrap resamples behind the interval."""
-    per_item: bool = True
-    """Whether it is the mean of a score that items have."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is no number is null."""
         numbers = {"value": self.estimate.value, "low": self.estimate.low, "high": self.estimate.high}
         shown = {name: number(value) for name, value in numbers.items()}
         controls = {name: number(value) for name, value in self.controls.items()}
-        how = {"better": self.better, "resamples": self.resamples, "per_item": self.per_item}
-        return {**shown, "count": self.estimate.count, "controls": controls, **how}
+        return {**shown, "count": self.estimate.count, "controls": controls}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +40,6 @@ class Judged:
     scores: Sequence[Mapping[str, float]]
     readings: Sequence[Any]
     """The outputs as the suite understood them."""
-    rules: Mapping[str, Any] = field(default_factory=dict)
-    """What decides the figures: rules, reference implementations, encoders, judges, digests of files. JSON."""
-    notes: Sequence[str] = ()
-    """What a reader of the figures must know: rows that were refused, answers that a judge failed to give."""
-    context: Any = None
-    """What the suite's figures need beside the scores."""
 
     def where(self, task: str, split: str, control: str = "", detail: str = "") -> Judged:
         """Those of a task (or of all tasks below it), a split and a control; "" as `detail` takes all."""
@@ -65,7 +53,7 @@ class Judged:
         picked = [
             [rows[i] for i in chosen] for rows in (self.items, self.outputs, self.scores, self.readings)
         ]
-        return Judged(*picked, self.rules, self.notes, self.context)  # type: ignore[arg-type]
+        return Judged(*picked)  # type: ignore[arg-type]
 
     def mean(self, score: str) -> Estimate:
         """The mean of a score over the items that have it."""
