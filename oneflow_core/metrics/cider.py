@@ -39,7 +39,8 @@ class _Sums:
         self._values = np.array(self.values, np.float64)
 
     def times(self, weight_G: Vector, rows: int) -> Vector:
-        return np.bincount(self._rows, self._values * weight_G[self._runs], rows)
+        weighted: Vector = self._values * weight_G[self._runs]
+        return np.asarray(np.bincount(self._rows, weights=weighted, minlength=rows), np.float64)
 
 
 class CiderTable:

@@ -1,4 +1,4 @@
-"""Questions about generated pictures, answered by a judge: the served model, a model of the hub's layout, or exactly."""
+"""Questions about generated pictures, answered by the served model, a model by path, or exactly on shapes."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ RULES: dict[str, ScoreRule] = {"percent": PERCENT, "hessel": HESSEL}
 
 def items(config: EvaluateConfig) -> list[Item]:
     """The prompts, `images_per_prompt` times each."""
-    return _loader(config).items
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where the prompts or the encoder are missing."""
-    return _loader(config).rules
+    return _loader.rules(config)
 
 
 def judge(

@@ -32,12 +32,12 @@ REFERENCE = "pycocoevalcap 1.2 (CIDEr-D, PTB tokens without Java: see the metric
 
 def items(config: EvaluateConfig) -> list[Item]:
     """One item a picture, to be described; truth is its captions as JSON."""
-    return _loader(config).items
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where a file is missing or of another layout."""
-    return _loader(config).rules
+    return _loader.rules(config)
 
 
 def judge(
@@ -74,6 +74,8 @@ def figures(judged: Judged) -> dict[str, Figure]:
     def bleu(weight: NDArray[np.float64]) -> float:
         return bleu_of(weight @ counts)[3]
 
+    parts = dict(zip(made, map(tuple, counts.tolist()), strict=True))
+
     controls = _shuffled(judged)
     count, resamples = len(captions), int(judged.context)
     sampled = {
@@ -83,10 +85,14 @@ def figures(judged: Judged) -> dict[str, Figure]:
     expected = [float(np.mean([word_count(t) for t in json.loads(i.truth)])) for i in judged.items]
     return {
         CIDER: Figure(sampled[CIDER], controls[CIDER], resamples=resamples),
-        BLEU: Figure(sampled[BLEU], controls[BLEU], resamples=resamples, per_item=False),
+        BLEU: Figure(sampled[BLEU], controls[BLEU], "higher", resamples, False, parts, _bleu4),
         ROUGE: Figure(judged.mean(ROUGE), controls[ROUGE]),
         LENGTH: Figure(length_ratio(list(judged.readings), expected), per_item=False),
     }
+
+
+def _bleu4(parts: NDArray[np.float64]) -> float:
+    return bleu_of(parts.sum(0))[3]
 
 
 def _shuffled(judged: Judged) -> dict[str, dict[str, float]]:

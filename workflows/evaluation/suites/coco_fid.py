@@ -42,12 +42,12 @@ NOT_FID = "none: features other than FID's Inception; compare with figures of th
 
 def items(config: EvaluateConfig) -> list[Item]:
     """A prompt a picture: one caption of each picture of the captions file, or the prompts of a file."""
-    return _loader(config).items
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where files or features are missing."""
-    return _loader(config).rules
+    return _loader.rules(config)
 
 
 def judge(
@@ -61,18 +61,18 @@ def judge(
     """Features of every picture; a failed item counts as a black one, as pictures that a filter removes do."""
     assert config is not None
     features, held, made = _features(config.features), rules or {}, drawings(outputs)
-    reference, _ = _reference(config)
+    statistics = _reference(config)[0]
     side = config.features.square or next((len(one) for one in made if one is not None), 64)
     black = np.zeros((side, side, 3), np.uint8)
     shown = [black if one is None else square(one, config.features.square) for one in made]
     vectors = _encode(features, shown)
     notes = [*notes_of(held, "prompts"), *lost(outputs, made, "count as black ones")]
-    for what, count in (("generated", len(shown)), ("reference", reference.count)):
+    for what, count in (("generated", len(shown)), ("reference", statistics.count)):
         if count <= vectors.shape[1]:
             notes.append(
                 f"{count} {what} pictures for {vectors.shape[1]} features: the distance is biased upwards"
             )
-    context = (features.figure, reference, config.resamples)
+    context = (features.figure, statistics, config.resamples)
     return Judged(batch, outputs, [{} for _ in batch], list(vectors), held, notes, context)
 
 

@@ -40,12 +40,12 @@ REFERENCE = "TencentQQGYLab/ELLA compute_dpg_bench.py @3c228f1 (scores its first
 
 def items(config: EvaluateConfig) -> list[Item]:
     """The prompts, `images_per_prompt` times each; truth is the questions as JSON."""
-    return _load_files(config).items
+    return _load_files.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where the questions or the judge are missing."""
-    return {**_load_files(config).rules, "judge": judge_rule(config.judge, served)}
+    return {**_load_files.rules(config), "judge": judge_rule(config.judge, served)}
 
 
 def judge(

@@ -137,13 +137,13 @@ def sendable(data: bytes, longest: int) -> bytes:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
+        opened = Image.open(io.BytesIO(data))
+        opened.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"no picture can be read from it ({type(error).__name__}: {error})") from None
-    if image.format in SENT and image.mode in SENT_MODES and max(image.size) <= longest:
+    if opened.format in SENT and opened.mode in SENT_MODES and max(opened.size) <= longest:
         return data
-    image = image.convert("RGB")
+    image = opened.convert("RGB")
     image.thumbnail((longest, longest), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -1,9 +1,9 @@
-"""GenEval (Ghosh et al. 2023): objects, counts, colours and places, by a detector, by questions, or exactly on shapes."""
+"""GenEval (Ghosh et al. 2023): objects, counts, colours and places; by a detector, questions, or exactly on shapes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -26,7 +26,7 @@ from oneflow_core.metrics.geneval import (
     kept,
     read_metadata,
 )
-from oneflow_core.metrics.interval import resampled
+from oneflow_core.metrics.interval import Estimate, resampled
 from oneflow_core.shapes import examine
 from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig
@@ -50,12 +50,12 @@ Picture = NDArray[np.uint8]
 
 def items(config: EvaluateConfig) -> list[Item]:
     """The prompts, `images_per_prompt` times each; truth is the metadata as JSON."""
-    return _load_files(config).items
+    return _load_files.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where the metadata or the judge are missing."""
-    return {**_load_files(config).rules, **_judge_rules(config.judge, served)}
+    return {**_load_files.rules(config), **_judge_rules(config.judge, served)}
 
 
 def judge(
@@ -94,31 +94,43 @@ def figures(judged: Judged) -> dict[str, Figure]:
     """Shares of pictures that are right, by task and of all; `overall` is the mean of tasks, as the official one."""
     if not judged.items:
         return {}
-    right = np.array([score[IMAGES] for score in judged.scores])
-    tags, groups = np.array([i.detail for i in judged.items]), [i.scene for i in judged.items]
-    _, group = np.unique(groups, return_inverse=True)
+    tags = sorted({i.detail for i in judged.items})
+    parts_NK = np.array([[s[IMAGES], *(float(i.detail == t) for t in tags)] for i, s in _rows(judged)])
+    groups, resamples = [i.scene for i in judged.items], int(judged.context)
+    names, group_N = np.unique(groups, return_inverse=True)
 
-    def overall(weight: NDArray[np.float64]) -> float:
-        shares = [
-            (weight * right)[tags == tag].sum() / total
-            for tag in np.unique(tags)
-            if (total := weight[tags == tag].sum())
-        ]
-        return float(np.mean(shares))
-
-    def prompts(weight: NDArray[np.float64]) -> float:
-        best, counted = np.zeros(group.max() + 1), np.zeros(group.max() + 1)
-        np.maximum.at(best, group, right)
-        np.maximum.at(counted, group, weight)
+    def prompts(weight_N: NDArray[np.float64]) -> float:
+        best, counted = np.zeros(len(names)), np.zeros(len(names))
+        np.maximum.at(best, group_N, parts_NK[:, 0])
+        np.maximum.at(counted, group_N, weight_N)
         return float(best @ counted / counted.sum())
 
-    count, more = len(right), {"resamples": int(judged.context), "groups": groups, "least": 0.0}
+    def overall(weight_N: NDArray[np.float64]) -> float:
+        return _overall(parts_NK * weight_N[:, None])
+
+    def sampled(of: Callable[[NDArray[np.float64]], float]) -> Estimate:
+        return resampled(of, len(parts_NK), resamples=resamples, groups=groups, least=0)
+
+    parts = dict(zip((i.id for i in judged.items), map(tuple, parts_NK.tolist()), strict=True))
     found = {
-        name: Figure(resampled(of, count, **more), resamples=int(judged.context), per_item=False)
-        for name, of in ((OVERALL, overall), (PROMPTS, prompts))
+        OVERALL: Figure(sampled(overall), {}, "higher", resamples, False, parts, _overall),
+        PROMPTS: Figure(sampled(prompts), resamples=resamples, per_item=False),
     }
-    names = [IMAGES, *(f"geneval/{tag}" for tag in sorted(set(tags)))]
-    return found | {name: Figure(judged.mean(name)) for name in names}
+    return found | {n: Figure(judged.mean(n)) for n in (IMAGES, *(f"geneval/{tag}" for tag in tags))}
+
+
+def _overall(parts_NK: NDArray[np.float64]) -> float:
+    """The mean over tasks of the share of right pictures; parts are right or not, and the task, one column each."""
+    right, tasks = parts_NK[:, 0], parts_NK[:, 1:]
+    totals = tasks.sum(0)
+    # A weighted part has its weight in both factors.
+    weight = tasks.sum(1)
+    right = np.divide(right, weight, out=np.zeros_like(right), where=weight > 0)
+    return float(np.mean((right @ tasks)[totals > 0] / totals[totals > 0]))
+
+
+def _rows(judged: Judged) -> Iterator[tuple[Item, Mapping[str, float]]]:
+    return zip(judged.items, judged.scores, strict=True)
 
 
 def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from workflows.evaluation.config import EvaluateConfig
@@ -25,22 +25,31 @@ class Loaded:
     rules: dict[str, Any]
 
 
-@dataclass
 class Loader:
-    """Loads for whichever of `items` and `rules` is asked first, and keeps it for the other, once."""
+    """Loads for whichever of `items` and `rules` is asked first, and keeps the other part until it is asked, once."""
 
-    load: Callable[[EvaluateConfig], Loaded]
-    _kept: tuple[str, Loaded] | None = field(default=None, repr=False)
+    def __init__(self, load: Callable[[EvaluateConfig], Loaded]) -> None:
+        """`load` reads the files."""
+        self._load = load
+        self._kept: dict[str, tuple[str, Any]] = {}
 
-    def __call__(self, config: EvaluateConfig) -> Loaded:
-        """Items and rules of a config."""
-        key = config.model_dump_json()
-        if self._kept and self._kept[0] == key:
-            found, self._kept = self._kept[1], None
-        else:
-            found = self.load(config)
-            self._kept = (key, found)
+    def items(self, config: EvaluateConfig) -> list[Item]:
+        """The items of a config."""
+        found: list[Item] = self._part(config, "items", "rules")
         return found
+
+    def rules(self, config: EvaluateConfig) -> dict[str, Any]:
+        """The rules of a config."""
+        found: dict[str, Any] = self._part(config, "rules", "items")
+        return found
+
+    def _part(self, config: EvaluateConfig, wanted: str, other: str) -> Any:
+        key, value = self._kept.pop(wanted, ("", None))
+        if key == (asked := config.model_dump_json()):
+            return value
+        loaded = self._load(config)
+        self._kept = {other: (asked, getattr(loaded, other))}
+        return getattr(loaded, wanted)
 
 
 def rules_of(

@@ -35,7 +35,7 @@ def shapes_metadata(seed: int, count: int) -> dict[str, GenEvalPrompt]:
 
 
 def shapes_detections(reading: Reading) -> tuple[list[Detection], dict[Detection, str]]:
-    """What the exact reader sees, as a detector says it, with the colour of each; a picture of no scene shows nothing."""
+    """What the exact reader sees, as a detector says it, and the colour of each; no scene shows nothing."""
     found: dict[Detection, str] = {}
     for thing in reading.scene or ():
         top, left = cell_origin(thing.row, thing.col)

@@ -34,12 +34,12 @@ REFERENCES = {
 
 def items(config: EvaluateConfig) -> list[Item]:
     """One item a question; those of one picture are one group."""
-    return _loader(config).items
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where a file is missing or of another layout."""
-    return _loader(config).rules
+    return _loader.rules(config)
 
 
 def judge(
