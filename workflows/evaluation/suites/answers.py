@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.encoders.answerer import Answerer, bare
+from oneflow_core.encoders.answerer import Answerer
 from oneflow_core.encoders.identity import EncoderError
 from oneflow_core.shapes import answer as exact_answer
 from oneflow_core.shapes import examine
@@ -116,7 +116,7 @@ def _served(
     found = {one.id: answer for one, answer in zip(asked, ask(asked) if asked else [], strict=True)}
     failed = [f"{name}: {answer.error}" for name, answer in found.items() if answer.error]
     texts = [
-        [bare(o.text) if (o := found.get(f"{item.id}/q{n}")) and not o.error else "" for n in range(len(q))]
+        [o.text if (o := found.get(f"{item.id}/q{n}")) and not o.error else "" for n in range(len(q))]
         for item, q in zip(items, questions, strict=True)
     ]
     return Answers(texts, _failures(failed, "questions"))

@@ -137,6 +137,7 @@ def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[
     if config.kind == "shapes":
         return {"rule": "geneval", "judge": judge_rule(config, served)}
     if config.detector:
+        seen = _detector(config.detector, config.device).id
         colours = _colours(config.colours or "", config.device).encoder.id
         limits = {
             "threshold": THRESHOLD,
@@ -146,7 +147,7 @@ def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[
         }
         detector = {
             "kind": "detector",
-            "id": _detector(config.detector, config.device).id,
+            "id": seen,
             "colours": colours,
         }
         masks = "colours are judged in boxes; the official script masks objects with its segmentation"

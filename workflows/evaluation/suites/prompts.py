@@ -54,8 +54,8 @@ def read_prompts(file: File) -> tuple[dict[str, str], dict[str, str]]:
     suffix = PurePosixPath(file.url).suffix.lower()
     if suffix == ".txt":
         lines = file.text().split("\n")
-        return {f"{n:06d}": line.strip() for n, line in enumerate(lines) if line.strip()}, {}
-    if suffix == ".jsonl":
+        rows: dict[str, Any] = {f"{n:06d}": {"text": line} for n, line in enumerate(lines) if line.strip()}
+    elif suffix == ".jsonl":
         rows = _json_rows(file)
     elif suffix in (".csv", ".tsv"):
         reader = csv.DictReader(

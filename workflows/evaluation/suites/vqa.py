@@ -133,9 +133,8 @@ def _items(
 def _item(config: EvaluateConfig, name: str, asked: Asked, rule: str, picture: bytes) -> Item:
     question = f"{asked.question} {config.data.instruction}".strip()
     truth = json.dumps({"rule": rule, "answers": asked.answers}, ensure_ascii=False)
-    return item(
-        config, SUITE, name, (picture, question), "text", truth, group=asked.picture, detail=asked.kind
-    )
+    kind = asked.kind.replace("/", "_").replace(" ", "_")
+    return item(config, SUITE, name, (picture, question), "text", truth, group=asked.picture, detail=kind)
 
 
 _loader = Loader(_load)
