@@ -26,8 +26,6 @@ NAMES = {
     "diningtable": "dining table",
 }
 """COCO's names, and those of checkpoints that follow Pascal VOC, to GenEval's."""
-GREY = 0x99
-"""What stands around an object when its colour is judged."""
 
 
 class Detector:
@@ -102,12 +100,9 @@ class Colours:
 
 
 def _cut(image_HWC: NDArray[np.uint8], found: Detection) -> NDArray[np.uint8]:
-    """The box, at least a pixel wide and high; what of it lies outside the picture is grey."""
-    height, width = image_HWC.shape[:2]
+    """The box, at least a pixel wide and high; what of it lies outside the picture is black, as PIL's crop has it."""
+    from PIL import Image
+
     left, top, right, bottom = (round(v) for v in found.box)
-    right, bottom = max(right, left + 1), max(bottom, top + 1)
-    cut = np.full((bottom - top, right - left, 3), GREY, np.uint8)
-    y, x = max(top, 0), max(left, 0)
-    inside = image_HWC[y : min(bottom, height), x : min(right, width)]
-    cut[y - top : y - top + inside.shape[0], x - left : x - left + inside.shape[1]] = inside
-    return cut
+    box = (left, top, max(right, left + 1), max(bottom, top + 1))
+    return np.asarray(Image.fromarray(image_HWC).crop(box))

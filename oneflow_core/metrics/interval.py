@@ -86,7 +86,9 @@ def resampled(
     ]
     found = [one for one in drawn if math.isfinite(one)]
     spread = 1.96 * float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
-    return Estimate(value, max(least, value - spread), value + spread, count)
+    # max would take the bound where the spread is no number.
+    low = float(np.maximum(least, value - spread))
+    return Estimate(value, low, value + spread, count)
 
 
 def _resampled_sums(sums: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

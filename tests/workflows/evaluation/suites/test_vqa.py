@@ -125,5 +125,6 @@ def test_bad_rows_are_counted_and_bad_files_refused(tmp_path: Path) -> None:
         suite.items(small(tmp_path, annotations=None))
     with pytest.raises(UsageError, match="data.annotations"):
         suite.items(small(tmp_path, annotations={"questions": []}))
+    given = small(tmp_path)
     with pytest.raises(UsageError, match="data.images is not set"):
-        suite.items(config("vqa", data__questions=tmp_path / "q.json", data__annotations=tmp_path / "a.json"))
+        suite.items(given.model_copy(update={"data": given.data.model_copy(update={"images": None})}))
