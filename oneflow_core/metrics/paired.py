@@ -101,7 +101,8 @@ class Pairs:
 
     def _group_sums(self, added: float) -> NDArray[np.float64]:
         """Sum over each group of the items' differences and `added`."""
-        return np.bincount(self.group_N, (self.ours - self.theirs)[:, 0] + added, self.groups)
+        found = np.bincount(self.group_N, (self.ours - self.theirs)[:, 0] + added, self.groups)
+        return found.astype(float)
 
     @cached_property
     def _resampled(self) -> NDArray[np.float64]:

@@ -76,10 +76,14 @@ class Judged:
             and (item.split, item.control) == (split, control)
             and detail in ("", item.detail)
         ]
-        picked = [
-            [rows[i] for i in chosen] for rows in (self.items, self.outputs, self.scores, self.readings)
-        ]
-        return Judged(*picked, self.rules, self.notes)  # type: ignore[arg-type]
+        return Judged(
+            [self.items[i] for i in chosen],
+            [self.outputs[i] for i in chosen],
+            [self.scores[i] for i in chosen],
+            [self.readings[i] for i in chosen],
+            self.rules,
+            self.notes,
+        )
 
     def mean(self, score: str) -> Estimate:
         """The mean of a score over the items that have it."""
