@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 RUN = re.compile(r"(runs:/)?([0-9a-f]{32})")
 
 
-def check(against: str | None, model: Mapping[str, str], suite: str, digest: str) -> None:
+def check(
+    against: str | None, model: Mapping[str, str], suite: str, digest: str, server: MlflowClient | None
+) -> None:
     """UsageError, before anything is asked, where `against` can be seen to be nothing to compare `model` with."""
     if against is None:
         return
-    if against.startswith("@") and not model["version"].isdigit():
+    if against.startswith("@") and not (server and registry.is_registered(server, model)):
         raise UsageError(
             f"--against {against}",
             f"{model['name'] or 'the model'} is no registered model, so it has no aliases",

@@ -66,7 +66,7 @@ def run(
         _same_model(model, served, address)
         rules = rules_of(config, served)
         digest = items_digest(config, rules)
-        opponent.check(against, served, config.suite, digest)
+        opponent.check(against, served, config.suite, digest, server)
         store = OutputStore(_folder(config, out, served, digest))
         with closing(store):
             report = _measure(config, address, served, digest, store, say)
