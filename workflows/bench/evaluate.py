@@ -1,8 +1,8 @@
 """Evaluation of many prompts end to end beside a bare loop of the pipeline over the same prompts.
 
 Ours is `oneflow evaluate` without the start of its deployment: over HTTP to one replica of one core of Ray Serve,
-outputs kept as they come, judged, and written. The bare loop holds the same model in a process of one thread and gives it
-the prompts in batches, grouped by what is made; it keeps nothing and judges nothing.
+outputs kept as they come, judged, and written. The bare loop holds the same model in a process of one thread and gives
+it the prompts in batches, grouped by what is made; it keeps nothing and judges nothing.
 """
 
 from __future__ import annotations

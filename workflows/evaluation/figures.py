@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneflow_core.metrics.interval import RESAMPLES, Estimate, mean
-from oneflow_core.shapes import SPLITS
+from oneflow_core.shapes import SPLITS, Split
 from workflows.evaluation.item import Item, Output
 
-MAIN_SPLIT = "heldout_random"
+MAIN_SPLIT: Split = "heldout_random"
 """Figures of this split bear the plain name; those of another end in its name."""
 REPORTED = tuple(split for split in SPLITS if split != "train")
 
@@ -66,6 +66,8 @@ class Judged:
     """By what rules, judges and data the scores came to be."""
     notes: Sequence[str] = ()
     """What should be known of them: bad rows, items on which a judge failed."""
+    context: Any = None
+    """What the suite's figures need beside the scores."""
 
     def where(self, task: str, split: str, control: str = "", detail: str = "") -> Judged:
         """Those of a task (or of all tasks below it), a split and a control; "" as `detail` takes all."""
@@ -76,13 +78,12 @@ class Judged:
             and (item.split, item.control) == (split, control)
             and detail in ("", item.detail)
         ]
-        return Judged(
-            [self.items[i] for i in chosen],
-            [self.outputs[i] for i in chosen],
-            [self.scores[i] for i in chosen],
-            [self.readings[i] for i in chosen],
-            self.rules,
-            self.notes,
+        return replace(
+            self,
+            items=[self.items[i] for i in chosen],
+            outputs=[self.outputs[i] for i in chosen],
+            scores=[self.scores[i] for i in chosen],
+            readings=[self.readings[i] for i in chosen],
         )
 
     def mean(self, score: str) -> Estimate:

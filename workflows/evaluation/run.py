@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SUITES = {"shapes": "workflows.evaluation.suites.shapes"}
-"""Suite -> module with `items(config)`, `judge(items, outputs, config=, ask=)` and `figures(judged)`."""
+"""Suite -> module with `items(config)`, `judge(items, outputs)` and `figures(judged)`."""
 FORMAT = 1
 """Goes up when the same config asks other items."""
 Say = Callable[[str], None]
