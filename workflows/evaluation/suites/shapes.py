@@ -56,8 +56,8 @@ class Made:
         return "".join(self.texts)
 
 
-def judge(batch: Sequence[Item], outputs: Sequence[Output], **_: Any) -> Judged:
-    """Scores every output; a failed one scores as an empty one. Nothing of the config or the deployment is needed."""
+def judge(batch: Sequence[Item], outputs: Sequence[Output], **unused: Any) -> Judged:
+    """Scores every output; a failed one scores as an empty one. Config and judge, which other suites need, are not."""
     made = [_understand(output) for output in outputs]
     return Judged(batch, outputs, [_score(item, m) for item, m in zip(batch, made, strict=True)], made)
 
