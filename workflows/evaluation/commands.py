@@ -57,6 +57,8 @@ def evaluate(
         )
     for line in _lines(report):
         typer.echo(line)
+    for note in report.judged.notes:
+        typer.echo(f"note: {note}", err=True)
     if report.failed:
         typer.echo(
             f"{report.failed} of {len(report.judged.items)} items failed and count as wrong; "
