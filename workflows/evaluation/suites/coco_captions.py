@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneflow_core.metrics.caption_tokens import caption_tokens
-from oneflow_core.metrics.captions import bleu_counts, bleu_of, score_captions
+from oneflow_core.metrics.captions import bleu_counts, bleu_of, rouge_l, score_captions
 from oneflow_core.metrics.cider import CiderTable
 from oneflow_core.metrics.control import derangement
 from oneflow_core.metrics.interval import resampled
@@ -49,24 +50,40 @@ def judge(
     **_: Any,
 ) -> Judged:
     """Scores every caption; a failed item has an empty one, which scores 0 and counts."""
-    made = {i.id: " ".join(o.text.split()) for i, o in zip(batch, outputs, strict=True)}
-    true = {i.id: json.loads(i.truth) for i in batch}
-    found = score_captions(made, true)
-    scores = [{CIDER: found.cider_each[i.id], ROUGE: found.rouge_l_each[i.id]} for i in batch]
     held = rules or {}
-    resamples = (config or EvaluateConfig()).resamples
-    return Judged(batch, outputs, scores, list(made.values()), held, notes_of(held, "captions"), resamples)
+    texts = [" ".join(output.text.split()) for output in outputs]
+    tokens = _Tokens.of(batch, texts)
+    each = tokens.table.scores()
+    scores = [
+        {CIDER: float(points), ROUGE: rouge_l(tokens.made[i.id], tokens.true[i.id])}
+        for i, points in zip(batch, each, strict=True)
+    ]
+    context = (tokens, (config or EvaluateConfig()).resamples)
+    return Judged(batch, outputs, scores, texts, held, notes_of(held, "captions"), context)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Captions and references by item, cut, and what CIDEr counts of them."""
+
+    made: dict[str, list[str]]
+    true: dict[str, list[list[str]]]
+    table: CiderTable
+
+    @classmethod
+    def of(cls, batch: Sequence[Item], texts: Sequence[str]) -> _Tokens:
+        made = {i.id: caption_tokens(text) for i, text in zip(batch, texts, strict=True)}
+        true = {i.id: [caption_tokens(t) for t in json.loads(i.truth)] for i in batch}
+        return cls(made, true, CiderTable(made, true))
 
 
 def figures(judged: Judged) -> dict[str, Figure]:
     """The figures of all pictures; CIDEr holds for this set of references alone."""
     if not judged.items:
         return {}
-    captions = [caption_tokens(text) for text in judged.readings]
-    truths = [[caption_tokens(t) for t in json.loads(i.truth)] for i in judged.items]
-    made = {i.id: tokens for i, tokens in zip(judged.items, captions, strict=True)}
-    table = CiderTable(made, {i.id: t for i, t in zip(judged.items, truths, strict=True)})
-    counts = np.array([bleu_counts(c, t) for c, t in zip(captions, truths, strict=True)])
+    tokens, resamples = judged.context
+    made, table = tokens.made, tokens.table
+    counts = np.array([bleu_counts(made[name], tokens.true[name]) for name in made])
 
     def cider(weight: NDArray[np.float64]) -> float:
         return float(weight @ table.scores(weight) / weight.sum())
@@ -76,8 +93,7 @@ def figures(judged: Judged) -> dict[str, Figure]:
 
     parts = dict(zip(made, map(tuple, counts.tolist()), strict=True))
 
-    controls = _shuffled(judged)
-    count, resamples = len(captions), int(judged.context)
+    controls, count = _shuffled(judged), len(made)
     sampled = {
         name: resampled(of, count, resamples=resamples, least=0)
         for name, of in ((CIDER, cider), (BLEU, bleu))

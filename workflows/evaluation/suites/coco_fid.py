@@ -90,7 +90,7 @@ def figures(judged: Judged) -> dict[str, Figure]:
 
 def most_resamples(width: int) -> int:
     """Resamples that the width of features allows: each takes the eigenvalues of a matrix of that width."""
-    return max(10, min(1000, (200_000_000 // width**2)))
+    return max(10, min(1000, 100_000_000 // width**2))
 
 
 def _encode(features: PictureFeatures, shown: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ def read_captions(file: File, split: str | None = None) -> Captions:
     if not isinstance(tree, dict) or not tree:
         raise file.refused("it holds no JSON object with captions")
     if isinstance(tree.get("annotations"), list):
-        return _coco(tree)
+        return _coco(file, tree)
     if isinstance(tree.get("images"), list):
         return _karpathy(file, tree, split)
     plain: dict[str, tuple[str, ...]] = {}
@@ -101,10 +101,11 @@ def _prompt_of(row: Any) -> tuple[str, str]:
     return text, name
 
 
-def _coco(tree: Mapping[str, Any]) -> Captions:
+def _coco(file: File, tree: Mapping[str, Any]) -> Captions:
+    images = tree.get("images")
     files = {
         str(i["id"]): str(i["file_name"])
-        for i in tree.get("images", [])
+        for i in (images if isinstance(images, list) else [])
         if isinstance(i, dict) and {"id", "file_name"} <= i.keys()
     }
     captions: dict[str, list[str]] = defaultdict(list)
@@ -114,6 +115,8 @@ def _coco(tree: Mapping[str, Any]) -> Captions:
             captions[files.get(str(row["image_id"]), str(row["image_id"]))].append(row["caption"])
         else:
             refused[f"annotation {place}"] = "it has no image_id or no caption"
+    if not captions:
+        raise file.refused("none of its annotations has an image_id and a caption")
     return Captions({name: tuple(texts) for name, texts in captions.items()}, refused)
 
 
