@@ -61,7 +61,7 @@ def config_of(prompts: int) -> EvaluateConfig:
     }
     whole = sum(shares.values())
     counts = {name: max(1, round(prompts * share / whole)) for name, share in shares.items()}
-    return EvaluateConfig(items={**counts, "combinations": 0, "no_prompt": 0})  # type: ignore[arg-type]
+    return EvaluateConfig(items={**counts, "combinations": 0, "no_prompt": 0})
 
 
 def bare(prompts: int, model: str, batch: int) -> Callable[[], dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from oneflow_core.metrics.interval import Estimate
@@ -91,6 +93,12 @@ class Comparison:
             "figures": {row.name: row.to_json(self.alpha) for row in self.rows},
         }
 
+    def write(self, directory: Path) -> None:
+        """Writes it into `directory` as JSON and as a plot."""
+        told = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
+        (directory / f"{self.file_stem}.json").write_text(told + "\n", encoding="utf-8")
+        (directory / f"{self.file_stem}.png").write_bytes(plot(self))
+
     def lines(self) -> list[str]:
         """A table for people."""
         head = ("figure", "ours", "theirs", "difference", "95 % interval", "p", "p (Holm)", "")
@@ -156,6 +164,7 @@ def plot(comparison: Comparison) -> bytes:
         axes.plot([sign * d.value], [place], "o", color=colour, markersize=4)
     names = [row.name + (" (less is better)" if row.better == "lower" else "") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
+    axes.set_ylim(-1, len(rows))
     axes.set(xlabel="difference, better to the right; 95 % paired bootstrap interval")
     title = f"{told(comparison.model)} less {told(comparison.against)}; coloured: {comparison.correction}"
     axes.set_title(title, fontsize=8, loc="left")

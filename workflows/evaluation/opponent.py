@@ -31,6 +31,8 @@ def check(
             f"{model['name'] or 'the model'} is no registered model, so it has no aliases",
             "name the other model in full: models:/NAME@ALIAS",
         )
+    if run := RUN.fullmatch(against):
+        _of_run(run[2], suite, digest, server)
     _of_directory(against, suite, digest)
 
 
@@ -52,7 +54,7 @@ def find(
     if held := _of_directory(against, report.suite, report.digest):
         return held
     if run := RUN.fullmatch(against):
-        return _of_run(run[2], report, server)
+        return _of_run(run[2], report.suite, report.digest, server)
     name = f"models:/{report.model['name']}{against}" if against.startswith("@") else against
     if name.startswith("models:/") and server is not None:
         from workflows.training.models import version_of
@@ -87,14 +89,12 @@ def _of_directory(against: str, suite: str, digest: str) -> Scores | None:
     return scores
 
 
-def _of_run(run_id: str, report: EvaluationReport, server: MlflowClient | None) -> Scores:
-    scores = None if server is None else registry.stored(server, run_id, report.suite, report.digest)[0]
+def _of_run(run_id: str, suite: str, digest: str, server: MlflowClient | None) -> Scores:
+    scores = None if server is None else registry.stored(server, run_id, suite, digest)[0]
     if scores is None:
         raise OneFlowError(
             f"run {run_id}",
-            f"it has no scores of {report.suite} on these items"
-            if server
-            else "MLFLOW_TRACKING_URI is not set",
+            f"it has no scores of {suite} on these items" if server else "MLFLOW_TRACKING_URI is not set",
             "evaluate its model with the same suite and options, or name the model instead of the run",
         )
     return scores

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation import client, gate, registry
-from workflows.evaluation.comparison import compare, plot
+from workflows.evaluation import client, gate, opponent, registry
+from workflows.evaluation.comparison import compare
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.gate import Champion
 from workflows.evaluation.item import Item, Output
@@ -66,8 +66,6 @@ def run(
     Raises:
         OneFlowError: no deployment answers, it serves another model, every item failed, or MLflow refuses.
     """
-    from workflows.evaluation import opponent
-
     server = registry.client()
     with _deployment(config, model, url, say) as address:
         served = dict(client.identity(address))
@@ -80,19 +78,13 @@ def run(
             report = _measure(config, address, served, rules, digest, store, say)
     scores = Scores.of(report)
     if against is not None:
-        ungated = config.model_copy(update={"gate": None})
-        beside = out / "against" if out is not None else None
-        theirs = opponent.find(
-            against, report, server, lambda other: Scores.of(run(ungated, other, out=beside, say=say))
-        )
-        scenes = _scenes(report)
-        report = replace(report, comparison=compare(scores, theirs, report.figures, scenes, config.compare))
+        report = _compare(config, report, scores, against, server, out, say)
     report = _judge(config, report, scores, server)
     with _directory(out) as directory:
         write_items(report.judged, directory)
         scores.write(directory)
         if report.comparison is not None:
-            _write_comparison(report, directory)
+            report.comparison.write(directory)
         if server is not None:
             report = _record(config, report, server, directory)
         else:
@@ -211,6 +203,26 @@ def _scenes(report: EvaluationReport) -> dict[str, str]:
     return {item.id: item.scene for item in report.judged.items}
 
 
+def _compare(
+    config: EvaluateConfig,
+    report: EvaluationReport,
+    scores: Scores,
+    against: str,
+    server: MlflowClient | None,
+    out: Path | None,
+    say: Say,
+) -> EvaluationReport:
+    ungated, beside = config.model_copy(update={"gate": None}), out / "against" if out is not None else None
+
+    def evaluate(other: str) -> Scores:
+        return Scores.of(run(ungated, other, out=beside, say=say))
+
+    theirs = opponent.find(against, report, server, evaluate)
+    return replace(
+        report, comparison=compare(scores, theirs, report.figures, _scenes(report), config.compare)
+    )
+
+
 def _judge(
     config: EvaluateConfig, report: EvaluationReport, scores: Scores, server: MlflowClient | None
 ) -> EvaluationReport:
@@ -244,13 +256,6 @@ def _champion(
         if theirs is not None
     }
     return Champion(str(found.version), metrics, pairs), ()
-
-
-def _write_comparison(report: EvaluationReport, directory: Path) -> None:
-    assert report.comparison is not None
-    told = json.dumps(report.comparison.to_json(), indent=2, ensure_ascii=False)
-    (directory / f"{report.comparison.file_stem}.json").write_text(told + "\n", encoding="utf-8")
-    (directory / f"{report.comparison.file_stem}.png").write_bytes(plot(report.comparison))
 
 
 def _record(

@@ -49,15 +49,16 @@ def _row(
     place: Callable[[Sequence[bytes]], Mapping[str, str]],
     pictured: Mapping[str, bool],
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": item.id, "task": item.task, "split": item.split, "control": item.control}
+    row: dict[str, Any] = {"id": item.id}
     for column, parts in (("prompt", item.prompt), ("output", output.parts)):
+        if pictured[f"{column}_image"]:
+            row[f"{column}_image"] = place([part for part in parts if isinstance(part, bytes)])
         row[column] = "".join(part if isinstance(part, str) else "<image>" for part in parts)[
             :MOST_CHARACTERS
         ]
-        if pictured[f"{column}_image"]:
-            row[f"{column}_image"] = place([part for part in parts if isinstance(part, bytes)])
     row |= {"truth": item.truth[:MOST_CHARACTERS], "error": output.error[:MOST_CHARACTERS]}
-    return row | {name: number(scores[name]) if name in scores else None for name in names}
+    row |= {name: number(scores[name]) if name in scores else None for name in names}
+    return row | {"task": item.task, "split": item.split, "control": item.control}
 
 
 class _Album:

@@ -30,7 +30,7 @@ from workflows.evaluation.scores import Score, Scores, pairs_of
 from .oracle import deployment
 
 SMALL = [f"items.{name}=4" for name in ("t2i_multi", "caption_multi", "vqa", "story", "no_prompt")]
-SMALL += ["items.t2i_single=20", "items.caption_single=20", "gate=null"]
+SMALL += ["items.t2i_single=20", "items.caption_single=20", "gate=null", "compare.figures=[]"]
 EVEN = Figure(Estimate(0.5, 0, 1, 4))
 
 

@@ -24,6 +24,7 @@ from workflows.storage import list_urls
 FEW = [
     *(f"items.{n}=2" for n in ("t2i_single", "t2i_multi", "caption_single", "caption_multi", "vqa")),
     *("items.story=1", "items.no_prompt=1", "items.combinations=0", "gate=null", "requests.image.steps=6"),
+    "compare.figures=[caption/single/recall]",
 ]
 
 

@@ -133,7 +133,7 @@ def _load(config: EvaluateConfig) -> Loaded:
     refused |= dict.fromkeys(missing, "its picture is not there")
     made, seen = [], []
     for name, picture in files.items():
-        data = pictures.read(picture)
+        data = storage.read_bytes(picture)
         try:
             shown = sendable(data, config.data.longest_side)
         except ValueError as error:

@@ -138,15 +138,15 @@ def statistics_name(features: PictureFeatures, side: int | None) -> str:
 def _computed(features: PictureFeatures, url: str, side: int | None) -> tuple[FeatureStatistics, str]:
     pictures, digests = Pictures("references", url, SUITE), []
     total: FeatureStatistics | None = None
-    for start in range(0, len(pictures.names), AT_ONCE):
+    for start in range(0, len(pictures.urls), AT_ONCE):
         shown = []
-        for name in pictures.names[start : start + AT_ONCE]:
-            data = pictures.read(name)
+        for one in pictures.urls[start : start + AT_ONCE]:
+            data = storage.read_bytes(one)
             digests.append(storage.sha256(data))
             try:
                 shown.append(square(pixels(data), side))
             except ValueError as error:
-                raise UsageError(f"data.references {url}", f"{name}: {error}", "remove or mend it") from None
+                raise UsageError(f"data.references {url}", f"{one}: {error}", "remove or mend it") from None
         part = FeatureStatistics.of(statistics_name(features, side), features(shown))
         total = part if total is None else total + part
     assert total is not None

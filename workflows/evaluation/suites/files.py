@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -89,34 +90,34 @@ class Pictures:
         """Lists the directory; UsageError where there is none, or nothing in it."""
         self.field, self.url = field, needed(field, url, suite)
         found = storage.list_urls(self.url) if storage.exists(self.url) else []
-        self._urls = {PurePosixPath(one).name: one for one in found if one.endswith(SUFFIXES)}
-        if not self._urls:
+        self.urls = [one for one in found if one.endswith(SUFFIXES)]
+        """Of all pictures, sorted, in directories below too."""
+        self._urls: dict[str, list[str]] = defaultdict(list)
+        for one in self.urls:
+            self._urls[PurePosixPath(one).name].append(one)
+        if not self.urls:
             raise UsageError(f"data.{field} {self.url}", "no pictures are there", f"get {WHENCE[field]}")
 
-    @property
-    def names(self) -> list[str]:
-        """Of all pictures, sorted."""
-        return sorted(self._urls)
-
     def find(self, name: str) -> str | None:
-        """The file of a picture that a dataset calls `name`: as it is, with a suffix, or in COCO's manner."""
+        """The URL of a picture that a dataset calls `name`: as it is, with a suffix, or in COCO's manner.
+
+        UsageError where two directories hold one of that name.
+        """
         stems = [PurePosixPath(name).name]
         if name.isdigit():
             stems += [
                 f"{int(name):012d}",
                 *(f"COCO_{part}2014_{int(name):012d}" for part in ("val", "train")),
             ]
-        return next(
-            (f for stem in stems for s in ("", *SUFFIXES) if (f := f"{stem}{s}") in self._urls),
-            None,
-        )
-
-    def read(self, file: str) -> bytes:
-        """The file's bytes."""
-        return storage.read_bytes(self._urls[file])
+        files = [f"{stem}{suffix}" for stem in stems for suffix in ("", *SUFFIXES)]
+        urls: list[str] = next((self._urls[file] for file in files if file in self._urls), [])
+        if len(urls) > 1:
+            cause = f"picture {name} is there twice, as {urls[0]} and {urls[1]}"
+            raise UsageError(f"data.{self.field} {self.url}", cause, "name the directory of one split")
+        return urls[0] if urls else None
 
     def all_of(self, names: Iterable[str], allow_missing: bool) -> tuple[dict[str, str], list[str]]:
-        """Name -> file, and names without one; UsageError where some lack and `allow_missing` is not set."""
+        """Name -> URL, and names without one; UsageError where some lack and `allow_missing` is not set."""
         files = {name: self.find(name) for name in names}
         missing = [name for name, file in files.items() if file is None]
         if missing and (not allow_missing or len(missing) == len(files)):

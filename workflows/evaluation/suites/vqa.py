@@ -116,7 +116,7 @@ def _items(
     shown: dict[str, bytes] = {}
     for name, file in files.items():
         try:
-            shown[name] = sendable(pictures.read(file), config.data.longest_side)
+            shown[name] = sendable(storage.read_bytes(file), config.data.longest_side)
         except ValueError as error:
             unread[name] = str(error)
     made, refused = [], dict(asking.refused)
