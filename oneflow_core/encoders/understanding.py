@@ -119,6 +119,15 @@ class UnderstandingEncoder:
         return torch.cat(outputs) if outputs else torch.empty(0, self.patches, self.dim)
 
     @torch.inference_mode()
+    def pool(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
+        """The pooled embedding of uint8 images [N, H, W, 3], not normalised: float32 [N, dim] on the CPU.
+
+        Raises:
+            EncoderError: another layout or type.
+        """
+        return torch.cat(self._forward(images_NHWC, "pooler_output"))
+
+    @torch.inference_mode()
     def score(self, images_NHWC: NDArray[np.uint8], texts: Sequence[str]) -> Tensor:
         """Cosine of every picture's and every text's embedding: float32 [N, len(texts)], as CLIP score uses it.
 

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from oneflow_core.metrics.caption_tokens import caption_tokens
+from oneflow_core.metrics.cider import CiderTable
+from oneflow_core.metrics.grams import ORDERS, Grams, Tokens, grams
 
-Tokens = Sequence[str]
-Grams = Counter[tuple[str, ...]]
-
-ORDERS = 4
 ROUGE_BETA = 1.2
-CIDER_SIGMA = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class CaptionScores:
     cider: float
     cider_each: dict[str, float]
     """By image; they hold within this set alone, whose references say how rare a phrase is."""
+    rouge_l_each: dict[str, float]
+    """By image."""
 
 
 def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
@@ -41,38 +43,43 @@ def score_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
         raise ValueError(f"image {missing[0]} has no reference caption ({len(missing)} such); leave them out")
     made = {name: caption_tokens(text) for name, text in captions.items()}
     true = {name: [caption_tokens(text) for text in references[name]] for name in captions}
-    rouge = [rouge_l(made[name], true[name]) for name in made]
+    rouge = {name: rouge_l(made[name], true[name]) for name in made}
     each = cider(made, true)
     return CaptionScores(
         bleu(list(made.values()), list(true.values())),
-        math.fsum(rouge) / len(rouge),
+        math.fsum(rouge.values()) / len(rouge),
         math.fsum(each.values()) / len(each),
         each,
+        rouge,
     )
-
-
-def grams(tokens: Tokens, order: int) -> Grams:
-    """How often each run of `order` tokens occurs."""
-    return Counter(zip(*(tokens[i:] for i in range(order)), strict=False))
 
 
 def bleu(made: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, float, float, float]:
     """Corpus BLEU-1 to BLEU-4 (Papineni et al. 2002), against the reference closest in length."""
-    right, tried = [0] * ORDERS, [0] * ORDERS
-    length = wanted = 0
-    for tokens, truths in zip(made, references, strict=True):
-        length += len(tokens)
-        wanted += min((abs(len(t) - len(tokens)), len(t)) for t in truths)[1]
-        for n in range(ORDERS):
-            most: Grams = Counter()
-            for truth in truths:
-                most |= grams(truth, n + 1)
-            right[n] += sum((grams(tokens, n + 1) & most).values())
-            tried[n] += max(0, len(tokens) - n)
+    counts = [bleu_counts(tokens, truths) for tokens, truths in zip(made, references, strict=True)]
+    return bleu_of(np.sum(counts, axis=0))
+
+
+def bleu_counts(tokens: Tokens, truths: Sequence[Tokens]) -> NDArray[np.float64]:
+    """What BLEU sums over captions: right and tried runs of 1 to 4 tokens, length, wanted length: [10]."""
+    right = []
+    for n in range(ORDERS):
+        most: Grams = Counter()
+        for truth in truths:
+            most |= grams(truth, n + 1)
+        right.append(sum((grams(tokens, n + 1) & most).values()))
+    tried = [max(0, len(tokens) - n) for n in range(ORDERS)]
+    wanted = min((abs(len(t) - len(tokens)), len(t)) for t in truths)[1]
+    return np.array([*right, *tried, len(tokens), wanted], np.float64)
+
+
+def bleu_of(counts: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """BLEU-1 to BLEU-4 from the sums [10] of `bleu_counts`."""
+    right, tried, (length, wanted) = counts[:ORDERS], counts[ORDERS : 2 * ORDERS], counts[2 * ORDERS :]
     brevity = min(1.0, math.exp(1 - (wanted + 1e-9) / (length + 1e-15))) if length else 0.0
     scores, product = [], 1.0
     for n in range(ORDERS):
-        product *= (right[n] + 1e-15) / (tried[n] + 1e-9)
+        product *= float((right[n] + 1e-15) / (tried[n] + 1e-9))
         scores.append(brevity * product ** (1 / (n + 1)))
     return scores[0], scores[1], scores[2], scores[3]
 
@@ -102,40 +109,4 @@ def cider(made: Mapping[str, Tokens], references: Mapping[str, Sequence[Tokens]]
 
     How rare a run of tokens is, is counted over the images of `references`.
     """
-    seen: Grams = Counter()
-    for truths in references.values():
-        seen.update({gram for truth in truths for n in range(ORDERS) for gram in grams(truth, n + 1)})
-    total = math.log(len(references))
-    scores: dict[str, float] = {}
-    for name, tokens in made.items():
-        ours = _weighted(tokens, seen, total)
-        theirs = [_weighted(truth, seen, total) for truth in references[name]]
-        scores[name] = 10 * math.fsum(_alike(ours, t) for t in theirs) / len(theirs)
-    return scores
-
-
-@dataclass(frozen=True, slots=True)
-class _Weighted:
-    orders: list[dict[tuple[str, ...], float]]
-    norms: list[float]
-    length: int
-    """Runs of two tokens, which is what the official code takes for the length."""
-
-
-def _weighted(tokens: Tokens, seen: Grams, total: float) -> _Weighted:
-    orders = [
-        {gram: count * (total - math.log(max(1, seen[gram]))) for gram, count in grams(tokens, n + 1).items()}
-        for n in range(ORDERS)
-    ]
-    norms = [math.sqrt(math.fsum(v * v for v in weights.values())) for weights in orders]
-    return _Weighted(orders, norms, max(0, len(tokens) - 1))
-
-
-def _alike(ours: _Weighted, truth: _Weighted) -> float:
-    """Mean over orders of the clipped cosine, less for another length."""
-    apart = math.exp(-((ours.length - truth.length) ** 2) / (2 * CIDER_SIGMA**2))
-    cosines = []
-    for mine, theirs, a, b in zip(ours.orders, truth.orders, ours.norms, truth.norms, strict=True):
-        shared = math.fsum(min(w, theirs[g]) * theirs[g] for g, w in mine.items() if g in theirs)
-        cosines.append(shared / (a * b) if a and b else shared)
-    return apart * math.fsum(cosines) / ORDERS
+    return dict(zip(made, CiderTable(made, references).scores().tolist(), strict=True))

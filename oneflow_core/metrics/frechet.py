@@ -6,6 +6,7 @@ the name of their features, and those of different names are not compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,41 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
         ValueError: the features differ, or one set has a single vector.
     """
     first._comparable(second)
-    values, vectors = np.linalg.eigh(first.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root @ second.covariance @ root).clip(min=0)).sum()
-    apart = np.square(first.mean - second.mean).sum()
-    return max(0.0, float(apart + np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared))
+    return _distance(first, _root(first.covariance), second.mean, second.covariance)
+
+
+def frechet_distances(
+    reference: FeatureStatistics, vectors: NDArray[Any]
+) -> Callable[[NDArray[np.float64]], float]:
+    """The distance of `reference` to vectors [N, D] of the same features, as a function of how often each counts, [N].
+
+    For a bootstrap: the root of the reference's covariance is taken once.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != len(reference.mean):
+        raise ValueError(
+            f"features of shape {vectors.shape} and references of width {len(reference.mean)} do not compare"
+        )
+    wide, root = vectors.astype(np.float64), _root(reference.covariance)
+
+    def distance(weight_N: NDArray[np.float64]) -> float:
+        total = weight_N.sum()
+        mean = weight_N @ wide / total
+        spread = (wide - mean) * np.sqrt(weight_N)[:, None]
+        return _distance(reference, root, mean, spread.T @ spread / (total - 1))
+
+    return distance
+
+
+def _root(covariance: Matrix) -> Matrix:
+    values, vectors = np.linalg.eigh(covariance)
+    root: Matrix = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return root
+
+
+def _distance(first: FeatureStatistics, root: Matrix, mean: Matrix, covariance: Matrix) -> float:
+    shared = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(min=0)).sum()
+    apart = np.square(first.mean - mean).sum()
+    return max(0.0, float(apart + np.trace(first.covariance) + np.trace(covariance) - 2 * shared))

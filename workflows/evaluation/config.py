@@ -1,10 +1,20 @@
 """How a model is evaluated, and what it must reach."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from workflows.config import Config
+from workflows.evaluation.suites.config import (
+    ClipConfig,
+    DataConfig,
+    FeaturesConfig,
+    JudgeConfig,
+    SuiteName,
+)
+
+A_REPLICA = 32
+"""Requests under way for each replica."""
 
 
 class ItemsConfig(Config):
@@ -42,12 +52,14 @@ class SamplingConfig(Config):
 class RequestsConfig(Config):
     """How the deployment is driven."""
 
-    concurrency: int = Field(default=32, ge=1, le=256)
-    """Requests under way at once."""
+    concurrency: int | None = Field(default=None, ge=1, le=1024)
+    """Requests under way at once; null is 32 for each of `serve.replicas`, two of their batches."""
     timeout_s: float = Field(default=120, gt=0)
     """Seconds that one try may take."""
     attempts: int = Field(default=4, ge=1)
-    """Tries of an item before it is recorded as failed."""
+    """Tries of an item before it is recorded as failed; being sent away from a full queue (429) is none."""
+    patience_s: float = Field(default=900, gt=0)
+    """Seconds of all tries of an item together, before it is recorded as failed."""
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig()
     document: SamplingConfig = SamplingConfig()
@@ -79,25 +91,59 @@ class Threshold(Config):
 
 
 class GateConfig(Config):
-    """When a model version becomes the champion: every threshold holds, and nothing got worse."""
+    """When a model version becomes the champion: every threshold holds, and nothing got significantly worse."""
 
     alias: str = "champion"
     """Alias that moves to the version."""
     thresholds: list[Threshold] = Field(min_length=1)
     no_regression: list[str] = []
-    """Figures, larger is better, that may not fall behind the present champion's on the same items."""
+    """Figures that may not fall behind the present champion's on the same items (a paired test)."""
     tolerance: float = Field(default=0.02, ge=0)
-    """How far they may fall behind, for noise."""
+    """How far they may fall behind: refused is what is significantly worse than by this. A figure for which there is no
+    test may not fall behind by more."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance that a version no worse than `tolerance` is refused, over all of `no_regression` together (Holm)."""
+
+
+class CompareConfig(Config):
+    """How two models are compared on the same items (`--against`)."""
+
+    figures: list[str] = []
+    """Names of the figures; empty takes all. Each one more makes the correction for their number harder."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance of calling any figure different that is not, over all of them together (Holm)."""
 
 
 class EvaluateConfig(Config):
     """A suite with its items, how they are asked, and the gate."""
 
-    suite: Literal["shapes"] = "shapes"
+    suite: SuiteName = "shapes"
     seed: int = Field(default=0, ge=0)
     """Decides items and the generations' seeds."""
     items: ItemsConfig = ItemsConfig()
+    """Of the shapes suite alone."""
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts or pictures of a file that are taken, drawn by the seed; null takes all. Not of the shapes suite."""
+    data: DataConfig = DataConfig()
+    judge: JudgeConfig = JudgeConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    clip: ClipConfig = ClipConfig()
+    images_per_prompt: int = Field(default=1, ge=1, le=64)
+    """Pictures of each prompt, each with a seed of its own (dpg-bench, geneval, clip-score)."""
+    resamples: int = Field(default=200, ge=2)
+    """Bootstrap resamples of figures that are no mean of items (CIDEr, BLEU-4, Frechet distance)."""
     requests: RequestsConfig = RequestsConfig()
     serve: ReplicasConfig = ReplicasConfig()
+    compare: CompareConfig = CompareConfig()
     gate: GateConfig | None = None
     """Null judges nothing and moves no alias."""
+    resume: str | None = None
+    """Directory or fsspec URL where outputs are kept until all are there; null is below --out, or else below
+    `$ONEFLOW_HOME/evaluations`. Give a URL where the driver's disk does not outlive it."""
+    table_pictures: int = Field(default=2000, ge=0)
+    """Items whose pictures the table in MLflow shows; the others' are in images.zip alone."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests under way at once."""
+        return self.requests.concurrency or A_REPLICA * self.serve.replicas

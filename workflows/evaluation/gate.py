@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from oneflow_core.metrics.paired import Pairs, Tested, holm
 from workflows.evaluation.config import GateConfig, Threshold
 from workflows.evaluation.figures import number
 
@@ -18,7 +19,7 @@ class Check:
     metric: str
     value: float
     bound: str
-    """e.g. ">= 0.9", or ">= 0.87 (champion 0.92 of version 3, less 0.05)"."""
+    """e.g. ">= 0.9", or what the champion has, with the difference and its test."""
     holds: bool
 
     def __str__(self) -> str:
@@ -32,6 +33,8 @@ class Champion:
 
     version: str
     metrics: Mapping[str, float]
+    pairs: Mapping[str, Pairs | str] = field(default_factory=dict)
+    """Figures of both over the same items, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +70,22 @@ def judge(
     config: GateConfig,
     champion: Champion | None = None,
     notes: tuple[str, ...] = (),
+    lower: Collection[str] = (),
 ) -> Verdict:
     """Holds `metrics` against the thresholds and, where there is one, against the champion.
 
-    A figure that was not measured misses. A figure that the champion lacks is noted, not held against anybody.
+    A figure of `no_regression` misses where it is significantly worse than the champion's by more than the tolerance:
+    a one-sided paired test, corrected for all of them (Holm). Without a test it may not be worse by more. Less is
+    better for those in `lower`. A figure that was not measured misses. A figure that the champion lacks is noted, not
+    held against anybody.
     """
     checks = [_threshold(metrics, threshold) for threshold in config.thresholds]
-    said = list(notes)
-    for name in config.no_regression if champion else ():
-        assert champion is not None
-        if name in champion.metrics:
-            checks.append(_regression(metrics, name, champion, config.tolerance))
-        else:
-            said.append(f"champion version {champion.version} has no {name}")
-    return Verdict(tuple(checks), tuple(said))
+    if champion is None:
+        return Verdict(tuple(checks), notes)
+    named = [name for name in config.no_regression if name in champion.metrics]
+    said = [f"champion version {champion.version} has no {n}" for n in config.no_regression if n not in named]
+    checks += _regressions(metrics, named, config, champion, lower)
+    return Verdict(tuple(checks), (*notes, *said))
 
 
 def _threshold(metrics: Mapping[str, float], threshold: Threshold) -> Check:
@@ -91,7 +96,45 @@ def _threshold(metrics: Mapping[str, float], threshold: Threshold) -> Check:
     return Check(threshold.metric, value, " and ".join(bounds), holds)
 
 
-def _regression(metrics: Mapping[str, float], name: str, champion: Champion, tolerance: float) -> Check:
-    value, theirs = metrics.get(name, math.nan), champion.metrics[name]
-    bound = f">= {theirs - tolerance:.3f} (champion {theirs:.3f} of version {champion.version}, less {tolerance:g})"
-    return Check(name, value, bound, value >= theirs - tolerance)
+def _regressions(
+    metrics: Mapping[str, float],
+    named: Collection[str],
+    config: GateConfig,
+    champion: Champion,
+    lower: Collection[str],
+) -> Iterator[Check]:
+    tested: dict[str, Tested] = {}
+    for name in named:
+        pairs = champion.pairs.get(name)
+        if isinstance(pairs, Pairs) and name in metrics:
+            tested[name] = pairs.test_worse(config.tolerance, "lower" if name in lower else "higher")
+    corrected = holm({name: test.p for name, test in tested.items()})
+    for name in named:
+        value, theirs = metrics.get(name, math.nan), champion.metrics[name]
+        sign = -1 if name in lower else 1
+        limit = theirs - sign * config.tolerance
+        bound = (
+            f"{'<=' if name in lower else '>='} {limit:.3f} (champion {theirs:.3f} of version {champion.version}, "
+            f"{'plus' if name in lower else 'less'} {config.tolerance:g})"
+        )
+        if name in tested:
+            holds = corrected[name] > config.alpha
+            yield Check(
+                name, value, f"{bound}: {_evidence(champion, tested[name], corrected, name, config)}", holds
+            )
+        else:
+            why = champion.pairs.get(name, "its items are not stored")
+            reason = "" if name not in metrics else f": no test, {why}"
+            yield Check(name, value, f"{bound}{reason}", sign * value >= sign * limit)
+
+
+def _evidence(
+    champion: Champion, tested: Tested, corrected: Mapping[str, float], name: str, config: GateConfig
+) -> str:
+    pairs = champion.pairs[name]
+    assert isinstance(pairs, Pairs)
+    found = pairs.difference()
+    return (
+        f"difference {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] over {found.count} items, worse by more "
+        f"with p {corrected[name]:.2g} ({tested.test}, Holm over {len(corrected)}, alpha {config.alpha:g})"
+    )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workflows import aliases
 from workflows.errors import OneFlowError
-from workflows.evaluation.gate import Champion, Verdict
+from workflows.evaluation.gate import Verdict
 from workflows.evaluation.report import IMAGES, EvaluationReport, pack_images
+from workflows.evaluation.scores import SCORES, Scores
+from workflows.evaluation.table import TABLE, write_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +26,10 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "oneflow-evaluation"
 TAG_CHARACTERS = 4000
+LOGGED_TABLES = "mlflow.loggedArtifacts"
+"""Tag that names what MLflow's pages show as tables; `log_table` would append to a table that is there."""
+UPLOADS = 8
+"""Files that are stored at once."""
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 """What MLflow says of a version, a model or an alias that is not there."""
 
@@ -61,24 +71,28 @@ def version_of(server: MlflowClient, name: str, alias: str) -> ModelVersion | No
             raise
 
 
-def champion_of(
-    server: MlflowClient, model: Mapping[str, str], alias: str, suite: str, digest: str
-) -> tuple[Champion | None, tuple[str, ...]]:
-    """The version that holds `alias`, if it was measured on the same items and is another; else a note why not."""
-    found = version_of(server, model["name"], alias)
-    if found is None:
-        return None, (f"there is no {alias} yet",)
-    version = str(found.version)
-    if version == model["version"]:
-        return None, (f"this version is the {alias}",)
-    with explained(f"the run of {model['name']} version {version}"):
-        run = server.get_run(found.run_id) if found.run_id else None
-    if run is None or run.data.tags.get(f"eval.{suite}.digest") != digest:
-        return None, (f"{alias} version {version} was not measured on these items",)
-    return Champion(version, run.data.metrics), ()
+def stored(
+    server: MlflowClient, run_id: str, suite: str, digest: str
+) -> tuple[Scores | None, Mapping[str, float]]:
+    """What a run's evaluation on the items of `digest` left: scores, where it stored them, and figures; else none."""
+    from mlflow.exceptions import MlflowException
+
+    if not _is_known(server, run_id):
+        return None, {}
+    with explained(f"the evaluation in run {run_id}"):
+        data = server.get_run(run_id).data
+    if data.tags.get(f"eval.{suite}.digest") != digest:
+        return None, {}
+    with tempfile.TemporaryDirectory(prefix="oneflow-scores-") as directory:
+        try:
+            file = server.download_artifacts(run_id, f"evaluation/{suite}/{SCORES}", directory)
+            scores = Scores.from_json(json.loads(Path(file).read_text("utf-8")))
+        except (MlflowException, OSError, ValueError, KeyError, TypeError):
+            return None, data.metrics
+    return (scores if (scores.suite, scores.digest) == (suite, digest) else None), data.metrics
 
 
-def log(server: MlflowClient, report: EvaluationReport, directory: Path) -> str:
+def log(server: MlflowClient, report: EvaluationReport, directory: Path, pictures: int) -> str:
     """Puts figures and files into the model's run, or a new one where this server knows none; returns its id."""
     from mlflow.entities import Metric, RunTag
 
@@ -89,9 +103,10 @@ def log(server: MlflowClient, report: EvaluationReport, directory: Path) -> str:
         metrics = [Metric(name, value, now, 0) for name, value in report.metrics.items()]
         metrics.append(Metric(f"{report.suite}/failed", report.failed, now, 0))
         server.log_batch(run_id, metrics=metrics, tags=[RunTag(f"eval.{report.suite}.digest", report.digest)])
+        write_table(report.judged, directory, f"evaluation/{report.suite}", pictures)
         pack_images(directory)
-        files = [f for f in directory.rglob("*") if f.is_file() and f.parent.name != IMAGES]
-        upload(server, replace(report, run_id=run_id), sorted(files), directory)
+        upload(server, replace(report, run_id=run_id), _files(directory), directory)
+        _show_as_table(server, run_id, f"evaluation/{report.suite}/{TABLE}")
         if not known:
             server.set_terminated(run_id)
     return run_id
@@ -110,7 +125,7 @@ def promote(server: MlflowClient, model: Mapping[str, str], alias: str, verdict:
         for suffix, value in tags.items():
             server.set_model_version_tag(name, version, f"gate.{suite}{suffix}", value)
         if verdict.passed:
-            server.set_registered_model_alias(name, alias, version)
+            aliases.move(server, name, alias, version, f"gate {suite}: {verdict.why}")
     return verdict.passed
 
 
@@ -149,11 +164,29 @@ def _new_run(server: MlflowClient, report: EvaluationReport) -> str:
     return str(server.create_run(experiment, run_name=f"{report.suite} {name}").info.run_id)
 
 
+def _files(directory: Path) -> list[Path]:
+    """What an evaluation wrote, but for the single pictures of images/ and what is kept to resume."""
+    names = ["*.json", "*.jsonl", "*.png", f"{IMAGES}.zip", "sheets/*.png", "table/*.png"]
+    return sorted(file for name in names for file in directory.glob(name))
+
+
+def _show_as_table(server: MlflowClient, run_id: str, path: str) -> None:
+    known = json.loads(server.get_run(run_id).data.tags.get(LOGGED_TABLES, "[]"))
+    table = {"path": path, "type": "table"}
+    if table not in known:
+        server.set_tag(run_id, LOGGED_TABLES, json.dumps([*known, table]))
+
+
 def upload(
     server: MlflowClient, report: EvaluationReport, files: Sequence[Path], directory: Path | None = None
 ) -> None:
-    """Stores files as artifacts of the report's run, as they lie below `directory`."""
-    with explained(f"storing the evaluation in run {report.run_id}"):
-        for file in files:
-            inside = file.relative_to(directory).parent.parts if directory else ()
-            server.log_artifact(report.run_id, str(file), "/".join(["evaluation", report.suite, *inside]))
+    """Stores files as artifacts of the report's run, as they lie below `directory`; scores.json last."""
+
+    def store(file: Path) -> None:
+        inside = file.relative_to(directory).parent.parts if directory else ()
+        server.log_artifact(report.run_id, str(file), "/".join(["evaluation", report.suite, *inside]))
+
+    last = [file for file in files if file.name == SCORES]
+    with explained(f"storing the evaluation in run {report.run_id}"), ThreadPoolExecutor(UPLOADS) as pool:
+        list(pool.map(store, [file for file in files if file not in last]))
+        list(map(store, last))

@@ -8,11 +8,14 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.gate import Verdict
 from workflows.evaluation.item import Item, Output, Part
+
+if TYPE_CHECKING:
+    from workflows.evaluation.comparison import Comparison
 
 METRICS, ITEMS, IMAGES, SHEETS = "metrics.json", "items.jsonl", "images", "sheets"
 SHEET_COLUMNS = 10
@@ -37,6 +40,10 @@ class EvaluationReport:
     """The alias points to this version."""
     run_id: str = ""
     """MLflow run that holds it; empty where none was at hand."""
+    resumed: int = 0
+    """Items whose outputs an earlier, unfinished evaluation had."""
+    comparison: Comparison | None = None
+    """With another model, where one was asked for."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -58,9 +65,13 @@ class EvaluationReport:
             "run_id": self.run_id,
             "items": len(self.judged.items),
             "failed": self.failed,
+            "resumed": self.resumed,
             "seconds": round(self.seconds, 3),
             "metrics": self.metrics,
             "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "rules": dict(self.judged.rules),
+            "notes": list(self.judged.notes),
+            "comparison": self.comparison.to_json() if self.comparison else None,
             "verdict": self.verdict.to_json() if self.verdict else None,
             "promoted": self.promoted,
         }

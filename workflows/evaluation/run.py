@@ -1,32 +1,48 @@
-"""One evaluation: ask a deployment, judge, log, gate."""
+"""One evaluation: ask a deployment, judge, compare, log, gate."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation import client, gate, registry
+from workflows.evaluation import client, gate, opponent, registry
+from workflows.evaluation.comparison import compare
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.gate import Champion
+from workflows.evaluation.item import Item, Output
+from workflows.evaluation.outputs import OutputStore
+from workflows.evaluation.progress import Progress
 from workflows.evaluation.report import EvaluationReport, write_items, write_metrics
-from workflows.storage import sha256
+from workflows.evaluation.scores import Scores, pairs_of
+from workflows.revision import git_commit
+from workflows.storage import join, sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SUITES = {"shapes": "workflows.evaluation.suites.shapes"}
+SUITES = {
+    "shapes": "workflows.evaluation.suites.shapes",
+    "coco-captions": "workflows.evaluation.suites.coco_captions",
+    "coco-fid": "workflows.evaluation.suites.coco_fid",
+    "dpg-bench": "workflows.evaluation.suites.dpg_bench",
+    "geneval": "workflows.evaluation.suites.geneval",
+    "vqa": "workflows.evaluation.suites.vqa",
+    "clip-score": "workflows.evaluation.suites.clip_score",
+}
 """Suite -> module with `items(config)`, `judge(items, outputs)` and `figures(judged)`."""
 FORMAT = 1
 """Goes up when the same config asks other items."""
 Say = Callable[[str], None]
+Rules = Mapping[str, Any]
 
 
 def run(
@@ -35,41 +51,80 @@ def run(
     *,
     url: str | None = None,
     out: Path | None = None,
+    against: str | None = None,
     say: Say = lambda line: None,
 ) -> EvaluationReport:
     """Evaluates `model`, which the deployment at `url` serves, or one that is started for as long as it takes.
 
     Files go to `out`, and all of it to the model's MLflow run where MLFLOW_TRACKING_URI is set. The gate judges
     where the config has one, and moves its alias where the model is a registered version. A refusal is in the
-    report, not raised.
+    report, not raised. `against` names what it is compared with: see `opponent.find`.
+
+    Outputs are kept as they come until the evaluation is over, so that the same call asks only what is missing
+    after it was killed, and what failed.
 
     Raises:
         OneFlowError: no deployment answers, it serves another model, every item failed, or MLflow refuses.
     """
+    server = registry.client()
     with _deployment(config, model, url, say) as address:
         served = dict(client.identity(address))
         _same_model(model, served, address)
-        report = _measure(config, address, served, say)
-    server = registry.client()
-    report = _judge(config, report, server)
+        rules = rules_of(config, served)
+        digest = items_digest(config, rules)
+        opponent.check(against, served, config.suite, digest, server)
+        store = OutputStore(_folder(config, out, served, digest))
+        with closing(store):
+            report = _measure(config, address, served, rules, digest, store, say)
+    scores = Scores.of(report)
+    if against is not None:
+        report = _compare(config, report, scores, against, server, out, say)
+    report = _judge(config, report, scores, server)
     with _directory(out) as directory:
         write_items(report.judged, directory)
+        scores.write(directory)
+        if report.comparison is not None:
+            report.comparison.write(directory)
         if server is not None:
             report = _record(config, report, server, directory)
         else:
             write_metrics(report, directory)
+    if not report.failed:
+        store.discard()
     return report
 
 
-def items_digest(config: EvaluateConfig) -> str:
-    """Digest of all that decides what is asked, and how; figures compare only where it is equal."""
+def items_digest(config: EvaluateConfig, rules: Rules | None = None) -> str:
+    """Digest of all that decides what is asked, and how; figures compare only where it is equal.
+
+    `rules` are the suite's, for one that has any: how it scores, by whose judgement, on which data.
+    """
     asked = {"suite", "seed", "items"}, {"image", "text", "document"}
-    what = [
+    what: list[Any] = [
         FORMAT,
         config.model_dump(mode="json", include=asked[0]),
         config.requests.model_dump(include=asked[1]),
     ]
+    what += [rules] if rules else []
     return sha256(json.dumps(what, sort_keys=True).encode())
+
+
+def rules_of(config: EvaluateConfig, served: Mapping[str, str]) -> Rules:
+    """What the suite says of how it scores; empty for one that has nothing to say."""
+    rules: Callable[..., Rules] | None = getattr(_suite(config), "rules", None)
+    return dict(rules(config, served)) if rules else {}
+
+
+def _suite(config: EvaluateConfig) -> Any:
+    return importlib.import_module(SUITES[config.suite])
+
+
+def _folder(config: EvaluateConfig, out: Path | None, served: Mapping[str, str], digest: str) -> str:
+    """Where outputs are kept: another folder for another model, other items, options or code."""
+    what = json.dumps([FORMAT, dict(served), digest, git_commit()], sort_keys=True)
+    home = Path(os.environ.get("ONEFLOW_HOME") or ".oneflow").absolute() / "evaluations"
+    root = config.resume or str(home if out is None else out / "unfinished")
+    return join(root, f"{config.suite}-{sha256(what.encode())[:16]}")
 
 
 @contextmanager
@@ -108,46 +163,106 @@ def _same_model(model: str, served: dict[str, str], address: str) -> None:
         )
 
 
-def _measure(config: EvaluateConfig, address: str, served: dict[str, str], say: Say) -> EvaluationReport:
-    suite: Any = importlib.import_module(SUITES[config.suite])
-    items, started = suite.items(config), time.perf_counter()
-    say(f"asking {len(items)} items at {address}")
-    step = max(len(items) // 10, 1)
+def _measure(
+    config: EvaluateConfig,
+    address: str,
+    served: Mapping[str, str],
+    rules: Rules,
+    digest: str,
+    store: OutputStore,
+    say: Say,
+) -> EvaluationReport:
+    suite, started = _suite(config), time.perf_counter()
+    items = suite.items(config)
 
-    def progress(done: int) -> None:
-        if done % step == 0 or done == len(items):
-            say(f"{done}/{len(items)} items, {time.perf_counter() - started:.0f} s")
+    def ask(asked: Sequence[Item], progress: Progress | None = None) -> list[Output]:
+        return client.ask_all(
+            address,
+            asked,
+            config.requests,
+            concurrency=config.concurrency,
+            store=store,
+            model=served,
+            progress=progress or Progress(say),
+        )
 
-    outputs = client.ask_all(address, items, config.requests, progress)
+    told = Progress(say)
+    outputs = ask(items, told)
     failures = [output.error for output in outputs if output.error]
     if outputs and len(failures) == len(outputs):
         raise OneFlowError(
             f"all {len(failures)} items at {address}", failures[0], "see the log of the deployment"
         )
-    judged = suite.judge(items, outputs)
+    judged = suite.judge(items, outputs, config=config, ask=ask, rules=rules)
+    figures = suite.figures(judged)
     seconds = time.perf_counter() - started
-    return EvaluationReport(
-        config.suite, items_digest(config), served, suite.figures(judged), judged, seconds
+    return EvaluationReport(config.suite, digest, dict(served), figures, judged, seconds, resumed=told.kept)
+
+
+def _scenes(report: EvaluationReport) -> dict[str, str]:
+    return {item.id: item.scene for item in report.judged.items}
+
+
+def _compare(
+    config: EvaluateConfig,
+    report: EvaluationReport,
+    scores: Scores,
+    against: str,
+    server: MlflowClient | None,
+    out: Path | None,
+    say: Say,
+) -> EvaluationReport:
+    ungated, beside = config.model_copy(update={"gate": None}), out / "against" if out is not None else None
+
+    def evaluate(other: str) -> Scores:
+        return Scores.of(run(ungated, other, out=beside, say=say))
+
+    theirs = opponent.find(against, report, server, evaluate)
+    return replace(
+        report, comparison=compare(scores, theirs, report.figures, _scenes(report), config.compare)
     )
 
 
-def _judge(config: EvaluateConfig, report: EvaluationReport, server: MlflowClient | None) -> EvaluationReport:
+def _judge(
+    config: EvaluateConfig, report: EvaluationReport, scores: Scores, server: MlflowClient | None
+) -> EvaluationReport:
     if config.gate is None:
         return report
-    champion: Champion | None = None
-    notes: tuple[str, ...] = ()
-    if server is not None and registry.is_registered(server, report.model):
-        champion, notes = registry.champion_of(
-            server, report.model, config.gate.alias, report.suite, report.digest
-        )
-    return replace(report, verdict=gate.judge(report.metrics, config.gate, champion, notes))
+    champion, notes = _champion(config, report, scores, server)
+    lower = {name for name, figure in report.figures.items() if figure.better == "lower"}
+    return replace(report, verdict=gate.judge(report.metrics, config.gate, champion, notes, lower))
+
+
+def _champion(
+    config: EvaluateConfig, report: EvaluationReport, scores: Scores, server: MlflowClient | None
+) -> tuple[Champion | None, tuple[str, ...]]:
+    """The version that holds the alias, if it was measured on the same items and is another; else a note why not."""
+    assert config.gate is not None
+    model, alias = report.model, config.gate.alias
+    if server is None or not registry.is_registered(server, model):
+        return None, ()
+    found = registry.version_of(server, model["name"], alias)
+    if found is None:
+        return None, (f"there is no {alias} yet",)
+    if str(found.version) == model["version"]:
+        return None, (f"this version is the {alias}",)
+    theirs, metrics = registry.stored(server, found.run_id or "", report.suite, report.digest)
+    another = theirs is not None and theirs.model.get("version") != str(found.version)
+    if not metrics or another:
+        return None, (f"{alias} version {found.version} was not measured on these items",)
+    pairs = {
+        name: pairs_of(name, report.figures.get(name), scores, theirs, _scenes(report))
+        for name in config.gate.no_regression
+        if theirs is not None
+    }
+    return Champion(str(found.version), metrics, pairs), ()
 
 
 def _record(
     config: EvaluateConfig, report: EvaluationReport, server: MlflowClient, directory: Path
 ) -> EvaluationReport:
     """Figures and files first: a champion without them could never be compared with."""
-    report = replace(report, run_id=registry.log(server, report, directory))
+    report = replace(report, run_id=registry.log(server, report, directory, config.table_pictures))
     if config.gate and report.verdict and registry.is_registered(server, report.model):
         moved = registry.promote(server, report.model, config.gate.alias, report.verdict, report.suite)
         report = replace(report, promoted=moved)

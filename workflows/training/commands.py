@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from workflows.training.config import TrainConfig
 
 models_app = typer.Typer(
-    help="Registered models: list, promote, follow back to what they came from.", no_args_is_help=True
+    help="Registered models: list, promote, roll back, follow back to what they came from.",
+    no_args_is_help=True,
 )
 
 
@@ -129,6 +130,21 @@ def promote(
 
     done = promoted(model, alias)
     typer.echo(f"{done['uri']} is version {done['version']} (was {done['before'] or 'none'})")
+    if as_json:
+        print_json(done)
+
+
+@models_app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="models:/NAME.")],
+    alias: Annotated[str, typer.Option(help="Alias that goes back.")] = "champion",
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at the version that held it before; again, and it goes one further back. Exit 3: there is none."""
+    from workflows.training.models import rolled_back
+
+    done = rolled_back(model, alias)
+    typer.echo(f"{done['uri']} is version {done['version']} again (was {done['before']})")
     if as_json:
         print_json(done)
 

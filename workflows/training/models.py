@@ -1,9 +1,11 @@
 """The registry as people see it: what there is, and which version an alias means."""
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from workflows import aliases
 from workflows.errors import OneFlowError, UsageError
 from workflows.tracking import RUN_KEY
 from workflows.tracking_server import tracking_server
@@ -29,15 +31,25 @@ def promoted(uri: str, alias: str) -> dict[str, Any]:
     """Point `alias` at the version that `uri` means; returns it and the version that had the alias before."""
     with tracking_server(uri, MEND) as client:
         version = version_of(client, uri)
-        before = dict(client.get_registered_model(version.name).aliases).get(alias)
-        client.set_registered_model_alias(version.name, alias, version.version)
-    return {
-        "name": version.name,
-        "version": str(version.version),
-        "alias": alias,
-        "uri": f"models:/{version.name}@{alias}",
-        "before": None if before is None else str(before),
-    }
+        return _told(aliases.move(client, version.name, alias, str(version.version), "promoted by hand"))
+
+
+def rolled_back(uri: str, alias: str) -> dict[str, Any]:
+    """Point `alias` of models:/NAME at the version that held it before; returns as `promoted`.
+
+    Raises:
+        Refused: no earlier holder is known.
+        UsageError: `uri` is not models:/NAME.
+    """
+    name = uri.removeprefix("models:/")
+    if not name or "/" in name or "@" in name or name == uri:
+        raise UsageError(f"model {uri}", "no registered model", "write models:/NAME, and --alias ALIAS")
+    with tracking_server(uri, MEND) as client:
+        return _told(aliases.roll_back(client, name, alias))
+
+
+def _told(moved: aliases.Moved) -> dict[str, Any]:
+    return asdict(moved) | {"uri": moved.uri, "before": moved.before or None}
 
 
 def exported_run(run_id: str, out: Path, step: int | None, raw: bool) -> dict[str, str]:

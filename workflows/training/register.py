@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oneflow_core.model_directory import INDEX
+from workflows.aliases import move
 from workflows.storage import read_json
 from workflows.tracking import COMMIT, RUN_KEY, client_of, find_run
 from workflows.training.best import Best, read_best
@@ -72,8 +73,8 @@ def export_and_register(
             tags = _tags(config, materials, parts, best, run_id)
             write_model(_with_card(parts, tags), trained.weights, Path(directory) / "model")
             version = _upload(client, config, run_id, Path(directory) / "model", tags)
-    client.set_registered_model_alias(config.registry.name, config.registry.alias, version)
     name, alias = config.registry.name, config.registry.alias
+    move(client, name, alias, version, f"trained by run {run_id}")
     return Registered(name, version, alias, f"models:/{name}@{alias}"), run_id
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,6 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         if trouble is not None:
             self._reply(*trouble)
             return
+        time.sleep(self.server.slow_s)
         segments = respond(body, self.server.skill)
         reply = {"segments": segments, "trace": None, "model": self.server.model, "seed": 0, "seconds": 0.0}
         self._reply(200, json.dumps(reply).encode())
@@ -103,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        if status == 429 and self.server.retry_after:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         self.wfile.write(data)
 
@@ -111,14 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Deployment(ThreadingHTTPServer):
-    """Answers at `url`; first gives each of `troubles`, (status, body), once."""
+    """Answers at `url` after `slow_s`; first gives each of `troubles`, (status, body), once."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, model: dict[str, str], skill: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.model, self.skill = model, skill
+        self.model, self.skill, self.retry_after = model, skill, ""
+        self.slow_s = 0.0
         self.troubles: list[tuple[int, bytes]] = []
         self.bodies: list[dict[str, Any]] = []
         self.lock = threading.Lock()

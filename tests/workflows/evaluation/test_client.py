@@ -1,8 +1,10 @@
 """The client against a real HTTP server: what is sent, what is tried again, what is recorded as failed."""
 
+import re
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,7 @@ from workflows.errors import OneFlowError
 from workflows.evaluation.client import ask_all, identity
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
 from workflows.evaluation.item import Item
+from workflows.evaluation.progress import Progress
 
 from .oracle import deployment
 
@@ -57,6 +60,26 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
     assert output.error == "" and output.attempts == 3
 
 
+def test_a_full_queue_is_waited_for_as_long_as_it_says_and_uses_no_try_up() -> None:
+    with deployment() as server:
+        server.troubles = [(429, b"full")] * 5
+        server.retry_after = "0.05"
+        started = time.monotonic()
+        (output,) = ask_all(server.url, [RED], QUICK)
+        assert output.error == "" and output.attempts == 6 and 0.25 <= time.monotonic() - started < 4
+        server.troubles = [(429, b"full")] * 1000
+        (output,) = ask_all(server.url, [RED], QUICK.model_copy(update={"patience_s": 0.3}))
+    assert output.error == "HTTP 429: full" and output.attempts > 3
+
+
+def test_another_model_behind_the_address_ends_it() -> None:
+    with (
+        deployment("shapes", "3") as server,
+        pytest.raises(OneFlowError, match="served shapes version 2 and now"),
+    ):
+        ask_all(server.url, [RED], QUICK, model={"name": "shapes", "version": "2", "run_id": ""})
+
+
 def test_tries_end() -> None:
     with deployment() as server:
         server.troubles = [(503, b"busy")] * 9
@@ -78,7 +101,7 @@ def test_tries_end() -> None:
 def test_what_cannot_pass_is_recorded_at_once(status: int, body: bytes, reason: str) -> None:
     with deployment() as server:
         server.troubles = [(status, body)]
-        outputs = ask_all(server.url, [RED, RED], RequestsConfig(concurrency=1, attempts=3))
+        outputs = ask_all(server.url, [RED, replace(RED, id="b")], RequestsConfig(concurrency=1, attempts=3))
     assert reason in outputs[0].error and outputs[0].attempts == 1
     assert outputs[1].error == "", "one failure must not touch another item"
 
@@ -89,12 +112,13 @@ def test_many_at_once_come_back_in_order() -> None:
         Item(str(i), "t2i/single", "heldout_random", (f"a {c} circle",), "image", i, f"a {c} circle")
         for i, c in enumerate(colours)
     ]
-    seen: list[int] = []
+    lines: list[str] = []
     with deployment() as server:
-        outputs = ask_all(server.url, items, RequestsConfig(concurrency=16), seen.append)
+        outputs = ask_all(server.url, items, RequestsConfig(concurrency=16), progress=Progress(lines.append))
     by_colour = {c: {o.images for o, k in zip(outputs, colours, strict=True) if k == c} for c in set(colours)}
     assert all(len(images) == 1 for images in by_colour.values()) and len(set.union(*by_colour.values())) == 6
-    assert seen == list(range(1, 61))
+    assert lines[0] == "asking 60 items" and len(lines) == 2
+    assert re.fullmatch(r"60/60 items, [\d.]+ a second, \d+ s, 0 failed", lines[1])
 
 
 def test_a_silent_server_is_given_up() -> None:

@@ -1,13 +1,16 @@
 """The gate's decisions."""
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import pytest
 
+from oneflow_core.metrics.paired import Pairs
 from workflows.config import load
 from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig, GateConfig, Threshold
-from workflows.evaluation.gate import Champion, judge
+from workflows.evaluation.gate import Champion, Verdict, judge
 from workflows.evaluation.run import items_digest
 
 GATE = GateConfig(
@@ -45,10 +48,65 @@ def test_what_was_not_measured_refuses() -> None:
 
 
 @pytest.mark.parametrize(("champion", "passed"), [(0.5, True), (0.519, True), (0.53, False), (0.1, True)])
-def test_falling_behind_the_champion_refuses(champion: float, passed: bool) -> None:
-    verdict = judge(GOOD, GATE, Champion("3", {"exact": champion}))
+@pytest.mark.parametrize("lower", [False, True])
+def test_without_a_test_a_figure_may_not_fall_behind_by_more_than_the_tolerance(
+    champion: float, passed: bool, lower: bool
+) -> None:
+    theirs = 1 - champion if lower else champion
+    held = Champion("3", {"exact": theirs}, {"exact": "its items are gone"})
+    verdict = judge(GOOD, GATE, held, lower={"exact"} if lower else ())
     assert verdict.passed == passed and len(verdict.checks) == 3
-    assert "champion" in verdict.checks[2].bound and "version 3" in verdict.checks[2].bound
+    bound = verdict.checks[2].bound
+    assert "version 3" in bound and "no test, its items are gone" in bound
+    assert bound.startswith("<=" if lower else ">=")
+
+
+def pairs(ours: Sequence[float], theirs: Sequence[float]) -> Pairs:
+    return Pairs(np.array(ours, float)[:, None], np.array(theirs, float)[:, None])
+
+
+def against(found: Mapping[str, Pairs], gate: GateConfig, lower: Collection[str] = ()) -> Verdict:
+    metrics = {name: (float(p.ours.mean()), float(p.theirs.mean())) for name, p in found.items()}
+    champion = Champion("3", {name: theirs for name, (_, theirs) in metrics.items()}, found)
+    return judge(GOOD | {name: ours for name, (ours, _) in metrics.items()}, gate, champion, (), lower)
+
+
+def test_only_a_significant_regression_refuses() -> None:
+    right, wrong = [1.0] * 100, [0.0] * 100
+    none = GATE.model_copy(update={"tolerance": 0.0})
+    # 5 of 100 lost and none won is a fall of 0.05 with p = 1/32, 4 lost one of 0.04 with p = 1/16.
+    for lost, passed, p in ((5, False, "0.031"), (4, True, "0.062")):
+        verdict = against({"exact": pairs([*wrong[:lost], *right[lost:]], right)}, none)
+        assert (
+            verdict.passed == passed
+            and f"worse by more with p {p} (McNemar's exact test, Holm over 1" in str(verdict.checks[2])
+        )
+    # A larger fall, of which most goes both ways, is noise; plain tolerance would refuse it.
+    noisy = pairs([*[0.0] * 30, *[1.0] * 70], [*[1.0] * 30, *[0.0] * 24, *[1.0] * 46])
+    assert against({"exact": noisy}, none).passed and noisy.difference().value == pytest.approx(-0.06)
+    # As clear a fall, but within what is tolerated.
+    fall = {"exact": pairs([*wrong[:12], *right[12:]], right)}
+    assert not against(fall, GATE).passed
+    assert against(fall, GATE.model_copy(update={"tolerance": 0.1})).passed
+
+
+def test_several_figures_are_corrected_and_less_may_be_better() -> None:
+    gate = GATE.model_copy(update={"no_regression": ["a", "b"], "tolerance": 0.0})
+    fallen = pairs([0.0] * 5 + [1.0] * 95, [1.0] * 100)
+    same = pairs([1.0] * 100, [1.0] * 100)
+    found = against({"a": fallen, "b": same}, gate)
+    assert found.passed and "p 0.062 (McNemar's exact test, Holm over 2, alpha 0.05)" in str(found.checks[2])
+    both = against({"a": fallen, "b": pairs([0.0] * 6 + [1.0] * 94, [1.0] * 100)}, gate)
+    assert [check.holds for check in both.checks[2:]] == [False, False]
+    # Where less is better the same differences are an improvement.
+    assert against({"a": fallen, "b": same}, gate.model_copy(update={"no_regression": ["a"]}), {"a"}).passed
+    worse = against({"a": pairs([1.0] * 100, [0.0] * 9 + [1.0] * 91)}, gate, {"a"})
+    assert not worse.passed and "<= 0.910 (champion 0.910 of version 3, plus 0)" in worse.why
+
+
+def test_what_the_champion_has_and_this_one_lacks_refuses() -> None:
+    verdict = judge({"colour": 1.0, "ratio": 1.0}, GATE, Champion("3", {"exact": 0.5}, {}))
+    assert not verdict.passed and "exact not measured misses" in verdict.why
 
 
 def test_a_champion_without_the_figure_is_noted() -> None:

@@ -81,10 +81,12 @@ def test_a_good_version_becomes_champion_and_a_worse_one_does_not(store: tuple[M
     assert tags["gate.shapes"] == "passed" and "no champion yet" in tags["gate.shapes.why"]
 
     worse, run_id = _version(store, "shapes")
-    with deployment("shapes", worse, run_id, skill=0.6) as server:
-        report = run(_config(*WIDE), f"models:/shapes/{worse}", url=server.url)
+    bare = "gate.thresholds=[{metric: t2i/single/colour, at_least: 0}]"
+    with deployment("shapes", worse, run_id, skill=0.2) as server:
+        report = run(_config(*WIDE, bare), f"models:/shapes/{worse}", url=server.url)
     assert report.verdict is not None and not report.verdict.passed and not report.promoted
     assert f"champion 1.000 of version {version}" in report.verdict.why
+    assert "Holm over 3, alpha 0.05" in report.verdict.why
     assert str(client.get_model_version_by_alias("shapes", "champion").version) == version
     tags = client.get_model_version("shapes", worse).tags
     assert tags["gate.shapes"] == "refused" and "caption/exact" in tags["gate.shapes.why"]

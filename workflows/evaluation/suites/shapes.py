@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oneflow_core.metrics.control import chance, shuffled
-from oneflow_core.metrics.length import length_ratio
+from oneflow_core.metrics.length import length_ratio, word_count
 from oneflow_core.shapes import (
     Reading,
     Scene,
@@ -54,8 +56,8 @@ class Made:
         return "".join(self.texts)
 
 
-def judge(batch: Sequence[Item], outputs: Sequence[Output]) -> Judged:
-    """Scores every output; a failed one scores as an empty one."""
+def judge(batch: Sequence[Item], outputs: Sequence[Output], **unused: Any) -> Judged:
+    """Scores every output; a failed one scores as an empty one. Config and judge, which other suites need, are not."""
     made = [_understand(output) for output in outputs]
     return Judged(batch, outputs, [_score(item, m) for item, m in zip(batch, made, strict=True)], made)
 
@@ -153,7 +155,7 @@ def _task_figures(
     for name in scores:
         controls = {c: v[name] for c, v in by_control.items() if np.isfinite(v.get(name, np.nan))}
         full_name = named("/".join(filter(None, (task, detail, name))), split)
-        found[full_name] = Figure(real.mean(name), controls)
+        found[full_name] = real.figure(name, controls)
     return found
 
 
@@ -177,5 +179,12 @@ def _length_figures(judged: Judged, split: str) -> dict[str, Figure]:
         real = judged.where(task, split)
         if real.items:
             texts, expected = [o.text for o in real.outputs], [i.expected_words for i in real.items]
-            found[named(name, split)] = Figure(length_ratio(texts, expected, [i.scene for i in real.items]))
+            parts = {i.id: (word_count(t), e) for i, t, e in zip(real.items, texts, expected, strict=True)}
+            estimate = length_ratio(texts, expected, [i.scene for i in real.items])
+            found[named(name, split)] = Figure(estimate, per_item=False, parts=parts, combine=_ratio)
     return found
+
+
+def _ratio(parts_N2: NDArray[np.float64]) -> float:
+    above, below = parts_N2.sum(0)
+    return float(above / below) if below else math.nan

@@ -1,0 +1,136 @@
+"""Evaluation of many prompts end to end beside a bare loop of the pipeline over the same prompts.
+
+Ours is `oneflow evaluate` without the start of its deployment: over HTTP to one replica of one core of Ray Serve,
+outputs kept as they come, judged, and written. The bare loop holds the same model in a process of one thread and gives
+it the prompts in batches, grouped by what is made; it keeps nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflows.bench.child import Child
+from workflows.bench.result import Result
+from workflows.evaluation.config import EvaluateConfig
+from workflows.evaluation.run import run as evaluate
+from workflows.evaluation.suites import shapes
+
+if TYPE_CHECKING:
+    from oneflow_core.pipeline import OneFlowPipeline
+    from workflows.evaluation.item import Item
+
+MODEL, PROMPTS, BATCH = "embedded", 1000, 16
+WARM = 2 * BATCH
+"""Prompts that each side is given first."""
+
+
+def run(runs: int, prompts: int = PROMPTS, model: str = MODEL, batch: int = BATCH) -> Result:
+    """`ratio` of items per second, in turns; `seconds` of ours has what asking and the rest of it took."""
+    config = config_of(prompts)
+    total, given = len(shapes.items(config)), {"prompts": prompts, "model": model, "batch": batch}
+    ours: list[float] = []
+    peer: list[float] = []
+    parts: dict[str, list[float]] = {"asking": [], "judging and writing": []}
+    with _served(model) as (ask, start_s), Child(f"{__name__}:bare", given) as child:
+        for _ in range(runs):
+            peer.append(total / child.ask()["seconds"])
+            whole, asking = ask(config)
+            ours.append(total / whole)
+            parts["asking"].append(asking)
+            parts["judging and writing"].append(whole - asking)
+    extra = {"prompts": total, "batch": batch, "deployment_start_s": start_s}
+    return Result("evaluate", "items/s", ours, peer, ("torch", "ray"), extra, parts)
+
+
+def config_of(prompts: int) -> EvaluateConfig:
+    """A config of the suite `shapes` with about so many items in the preset's proportions, without its controls."""
+    shares = {
+        "t2i_single": 100,
+        "t2i_multi": 60,
+        "caption_single": 100,
+        "caption_multi": 60,
+        "vqa": 100,
+        "story": 20,
+    }
+    whole = sum(shares.values())
+    counts = {name: max(1, round(prompts * share / whole)) for name, share in shares.items()}
+    return EvaluateConfig(items={**counts, "combinations": 0, "no_prompt": 0})
+
+
+def bare(prompts: int, model: str, batch: int) -> Callable[[], dict[str, Any]]:
+    """The child's side: each question is one pass over all prompts."""
+    import torch
+
+    from oneflow_core.pipeline import OneFlowPipeline
+
+    torch.set_num_threads(1)
+    pipeline = OneFlowPipeline.from_pretrained(model)
+    items = shapes.items(config_of(prompts))
+    by_target = sorted(items, key=lambda item: item.target)
+    _loop(pipeline, by_target[:WARM], batch)
+
+    def answer() -> dict[str, Any]:
+        started = time.perf_counter()
+        _loop(pipeline, by_target, batch)
+        return {"seconds": time.perf_counter() - started}
+
+    return answer
+
+
+def _loop(pipeline: OneFlowPipeline, items: Sequence[Item], batch: int) -> None:
+    from oneflow_core.pipeline import Prompt
+
+    for start in range(0, len(items), batch):
+        members = items[start : start + batch]
+        pipeline(
+            [Prompt(tuple(_part(part) for part in item.prompt), item.target) for item in members],
+            seeds=[item.seed for item in members],
+            max_images=[item.max_images for item in members],
+        )
+
+
+def _part(part: str | bytes) -> Any:
+    from PIL import Image
+
+    return part if isinstance(part, str) else Image.open(io.BytesIO(part))
+
+
+@contextmanager
+def _served(model: str) -> Iterator[tuple[Callable[[EvaluateConfig], tuple[float, float]], float]]:
+    """A deployment of one replica of one core; what is given evaluates there and tells its seconds, all and asking."""
+    from workflows.serving.service import serving
+
+    before = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    began = time.perf_counter()
+    try:
+        with (
+            serving(model, replicas=1, cpus=1) as url,
+            tempfile.TemporaryDirectory(prefix="of-evaluate-") as made,
+        ):
+            started_s = time.perf_counter() - began
+            turns = iter(range(1_000_000))
+
+            def ask(config: EvaluateConfig) -> tuple[float, float]:
+                told: list[float] = []
+                started = time.perf_counter()
+                evaluate(
+                    config,
+                    model,
+                    url=url,
+                    out=Path(made) / str(next(turns)),
+                    say=lambda line: told.append(time.perf_counter() - started),
+                )
+                return time.perf_counter() - started, told[-1]
+
+            ask(config_of(WARM))
+            yield ask, started_s
+    finally:
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before

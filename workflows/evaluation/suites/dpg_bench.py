@@ -1,0 +1,160 @@
+"""DPG-Bench (Hu et al. 2024): questions about a picture that depend on each other, by both rules that are in use."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oneflow_core.metrics.dpg import (
+    Prompt,
+    Question,
+    Questions,
+    is_yes,
+    read_questions,
+    score_prompt,
+)
+from oneflow_core.metrics.interval import ratio
+from workflows.evaluation.config import EvaluateConfig
+from workflows.evaluation.figures import Figure, Judged
+from workflows.evaluation.item import Item, Output
+from workflows.evaluation.suites.answers import Ask, answered, judge_rule
+from workflows.evaluation.suites.drawings import drawing_items, drawings, lost
+from workflows.evaluation.suites.files import File, chosen, read
+from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
+from workflows.evaluation.suites.shapes_prompts import shapes_questions
+
+__all__ = ["figures", "items", "judge", "rules", "score_answers"]
+
+SUITE = "dpg-bench"
+DPG, DSG, PLAIN = "dpg/dpg_rule", "dpg/dsg_rule", "dpg/no_dependencies"
+RULES = {
+    DPG: 'ELLA: a "no" zeroes children in the order of the file, and so reaches grandchildren',
+    DSG: "DSG: raw answers of direct parents alone",
+    PLAIN: "every question by itself",
+    "dpg/category": "raw answers by category, over all pictures",
+}
+REFERENCE = "TencentQQGYLab/ELLA compute_dpg_bench.py @3c228f1 (scores its first row too), j-min/DSG @7330119"
+
+
+def items(config: EvaluateConfig) -> list[Item]:
+    """The prompts, `images_per_prompt` times each; truth is the questions as JSON."""
+    return _load_files.items(config)
+
+
+def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What decides the figures; UsageError where the questions or the judge are missing."""
+    return {**_load_files.rules(config), "judge": judge_rule(config.judge, served)}
+
+
+def judge(
+    batch: Sequence[Item],
+    outputs: Sequence[Output],
+    *,
+    config: EvaluateConfig | None = None,
+    ask: Ask | None = None,
+    rules: Mapping[str, Any] | None = None,
+) -> Judged:
+    """Asks the judge every question; what has no picture, or no answer, counts as "no"."""
+    assert config is not None
+    made, held = drawings(outputs), rules or {}
+    texts = [[q["text"] for q in json.loads(i.truth)] for i in batch]
+    answers = answered(config.judge, batch, outputs, made, texts, ask)
+    notes = [*notes_of(held, "prompts"), *lost(outputs, made, "score 0"), *answers.notes]
+    return score_answers(batch, outputs, answers.texts, held, notes)
+
+
+def score_answers(
+    batch: Sequence[Item],
+    outputs: Sequence[Output],
+    answers: Sequence[Sequence[str]],
+    rules: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> Judged:
+    """Scores of answers that are there already, one list an item in the order of its questions."""
+    scores, raw = [], []
+    for item, said in zip(batch, answers, strict=True):
+        prompt = _prompt(item)
+        yes = {q.number: is_yes(text) for q, text in zip(prompt.questions, said, strict=True)}
+        found = score_prompt(prompt, yes)
+        scores.append({DPG: 100 * found.dpg, DSG: 100 * found.dsg, PLAIN: 100 * found.plain})
+        raw.append([(q.category, q.detail, yes[q.number]) for q in prompt.questions])
+    return Judged(batch, outputs, scores, raw, rules, notes)
+
+
+def figures(judged: Judged) -> dict[str, Figure]:
+    """Means over pictures by each rule, and shares of "yes" by category, 0 to 100."""
+    if not judged.items:
+        return {}
+    found = {name: Figure(judged.mean(name)) for name in (DPG, DSG, PLAIN)}
+    for place in (0, 1):
+        for category in sorted({row[place] for raw in judged.readings for row in raw}):
+            found[f"dpg/category/{_slug(category)}"] = _category(judged, place, category)
+    return found
+
+
+def _category(judged: Judged, place: int, category: str) -> Figure:
+    """Pictures are resampled, not questions: those of one picture stand or fall together."""
+    held = [
+        (100.0 * sum(row[2] for row in raw if row[place] == category), item.scene, len(mine))
+        for item, raw in zip(judged.items, judged.readings, strict=True)
+        if (mine := [row for row in raw if row[place] == category])
+    ]
+    yes, scenes, counts = zip(*held, strict=True)
+    return Figure(ratio(yes, [float(n) for n in counts], scenes), per_item=False)
+
+
+def _slug(category: str) -> str:
+    """A category's name as part of a metric's: "attribute - color" is attribute-color."""
+    return category.replace(" - ", "-").replace(" ", "_") or "none"
+
+
+def _prompt(item: Item) -> Prompt:
+    questions = [
+        Question(q["number"], q["text"], tuple(q["parents"]), q["category"], q["detail"])
+        for q in json.loads(item.truth)
+    ]
+    return Prompt(str(item.prompt[0]), tuple(questions))
+
+
+def _truth(prompt: Prompt) -> str:
+    rows = [
+        {"number": q.number, "text": q.text, "parents": q.parents, "category": q.category, "detail": q.detail}
+        for q in prompt.questions
+    ]
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def _read(config: EvaluateConfig) -> tuple[Questions, dict[str, File]]:
+    """The file's questions; without a file, where the judge is exact on shapes, those of held-out scenes."""
+    if config.data.questions is None and config.judge.kind == "shapes":
+        return shapes_questions(config.seed, config.limit or 100), {}
+    file = read("questions", config.data.questions, SUITE)
+    try:
+        return read_questions(io.StringIO(file.text(), newline="")), {"questions": file}
+    except ValueError as error:
+        raise file.refused(str(error)) from None
+
+
+def _load(config: EvaluateConfig) -> Loaded:
+    questions, files = _read(config)
+    if not questions.prompts:
+        raise files["questions"].refused(f"no prompt can be scored ({len(questions.refused)} were refused)")
+    taken = chosen(questions.prompts, config.limit, config.seed)
+    prompts = {name: (questions.prompts[name].text, _truth(questions.prompts[name])) for name in taken}
+    return Loaded(
+        drawing_items(config, SUITE, prompts),
+        rules_of(
+            config,
+            files,
+            questions.refused,
+            rule=RULES,
+            reference=REFERENCE,
+            corpus="file" if files else "shapes, held-out scenes",
+            images_per_prompt=config.images_per_prompt,
+        ),
+    )
+
+
+_load_files = Loader(_load)
