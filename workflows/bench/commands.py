@@ -31,6 +31,7 @@ BENCHMARKS = {
     "resume": "workflows.bench.resume:run",
     "scale": "workflows.bench.scale:run",
     "train-loop": "workflows.bench.train_loop:run",
+    "soak": "workflows.bench.soak:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -48,7 +49,7 @@ ON_A_DEVICE = (
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")
 """Those that kill; `--only` and `--seed` are theirs."""
-RUNS = {"faults": 20}
+RUNS = {"faults": 20, "soak": 30}
 """Where the default is not 5."""
 
 
@@ -57,7 +58,8 @@ def bench(
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Repetitions; the median is told. [default: 5; faults: 20 kills of each kind]", min=1
+            help="Repetitions; the median is told. [default: 5; faults: 20 kills of each kind; soak: 30 minutes]",
+            min=1,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help=f"cpu, or cuda for {', '.join(ON_A_DEVICE)}.")] = "cpu",

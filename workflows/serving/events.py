@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from oneflow_core.running import Changes, Snapshot
     from workflows.serving.engine import Engine, Order
-    from workflows.serving.line import Ticket
+    from workflows.serving.ticket import Ticket
 
 HEARTBEAT_S = 10.0
 """A comment goes out after so long a silence, for whoever cuts idle connections."""

@@ -14,7 +14,7 @@ from oneflow_core.running import Options
 from workflows.serving.chat import demand_model, prompt_tokens
 from workflows.serving.chat_wire import Choices, seeds_of
 from workflows.serving.engine import Engine, Order, as_made
-from workflows.serving.line import Work
+from workflows.serving.ticket import Work
 from workflows.serving.wire import BadRequest, Guidance, Seed, Steps, Strict, TextPart, check_parts, read
 
 if TYPE_CHECKING:

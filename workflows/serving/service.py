@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from oneflow_core.model_source import ModelSourceError
 from workflows.corpus.cluster import cluster
 from workflows.errors import OneFlowError, Refused, UsageError
 from workflows.serving.access import digest_of
@@ -85,9 +86,9 @@ def _demand(arguments: ServeArguments) -> None:
     """Serve waits without end for what a cluster does not have."""
     import ray
 
-    held, (fewest, _) = ray.cluster_resources(), arguments.bounds
+    held = ray.cluster_resources()
     for name, each in (("CPU", arguments.cpus), ("GPU", arguments.gpus)):
-        wanted = fewest * each
+        wanted = arguments.replicas * each
         if wanted > held.get(name, 0):
             raise OneFlowError(
                 f"the Ray cluster's {held.get(name, 0):g} {name}s",
@@ -106,7 +107,7 @@ def _start(arguments: ServeArguments, key_digest: str, address: Address) -> str:
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": port})
         serve.run(bind(arguments, key_digest), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, ModelSourceError) as error:
         cause = _cause(error)
         serve.shutdown()
         raise OneFlowError(
