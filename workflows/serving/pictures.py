@@ -31,7 +31,7 @@ class PictureRequest(Strict):
     """The name that `GET /v1/models` tells, or none."""
     n: Choices | None = None
     """Images; image i is made with seed + i."""
-    size: str | None = None
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]+x[0-9]+)$")] | None = None
     """`auto`, or the one size that the model makes."""
     response_format: Literal["b64_json"] | None = None
     """Nothing is kept that an address could lead to."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from oneflow_core.model_source import ModelSourceError
+from oneflow_core.model_source import ModelSourceError, local_directory
 from workflows.corpus.cluster import cluster
 from workflows.errors import OneFlowError, Refused, UsageError
 from workflows.serving.access import digest_of
@@ -62,6 +62,8 @@ def serving(model: str, *, address: Address | None = None, **options: Any) -> It
 
 def _arguments(model: str, options: dict[str, Any]) -> ServeArguments:
     here = str(Path(model).resolve()) if Path(model).is_dir() else model
+    if ":/" not in model:
+        _demand_directory(model)
     try:
         return ServeArguments(model=here, **options)
     except ValidationError as error:
@@ -69,6 +71,16 @@ def _arguments(model: str, options: dict[str, Any]) -> ServeArguments:
         what = ".".join(map(str, first["loc"])) or "oneflow serve"
         cause = str(first["msg"]).removeprefix("Value error, ")
         raise UsageError(what, cause, 'see "oneflow serve --help"') from None
+
+
+def _demand_directory(model: str) -> None:
+    """A replica would find out as well, but only after Ray and Serve have started."""
+    try:
+        with local_directory(model):
+            pass
+    except ModelSourceError as error:
+        cause, _, mend = str(error).partition("; ")
+        raise OneFlowError(f"serving {model}", cause, mend) from None
 
 
 def _refuse_a_second() -> None:

@@ -215,6 +215,24 @@ def test_other_methods_and_paths_are_no_server_errors(http: httpx2.Client) -> No
         assert "error" in reply.json()
 
 
+def test_a_callers_headers_give_serve_no_orders(url: str) -> None:
+    at = urlsplit(url)
+    strange = (
+        b"x-request-timeout-seconds: 0.001",
+        b"serve_multiplexed_model_id: \xff",
+        b"x-request-id: \xff\xfe",
+        b"\xc3\xa4: x",
+        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+        + b"A" * 22
+        + b"==",
+    )
+    for header in strange:
+        with socket.create_connection((at.hostname, at.port), timeout=60) as wire:
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+            status = int(wire.recv(65536).split()[1])
+        assert status in (200, 400, 403, 404), (header, status)
+
+
 def test_without_the_key_only_what_is_public_is_told(url: str, http: httpx2.Client, cluster: Path) -> None:
     for key in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", "Bearer \xff"):
         for method, path in (("POST", "/v1/generate"), ("GET", "/v1/models"), ("GET", "/metrics")):
@@ -403,7 +421,12 @@ def test_a_taken_port_is_an_error(no_server: None) -> None:
             pass
 
 
-def test_a_model_that_is_not_there_is_an_error(no_server: None) -> None:
+def test_a_model_that_no_replica_can_load_is_an_error(no_server: None, tmp_path: Path) -> None:
+    with pytest.raises(OneFlowError, match="model_index.json"), serving(str(tmp_path)):
+        pass
+
+
+def test_a_model_that_is_not_there_is_an_error_before_ray_starts() -> None:
     with pytest.raises(OneFlowError, match="no such directory"), serving("nowhere/at/all"):
         pass
 
