@@ -32,6 +32,7 @@ BENCHMARKS = {
     "scale": "workflows.bench.scale:run",
     "train-loop": "workflows.bench.train_loop:run",
     "evaluate": "workflows.bench.evaluate:run",
+    "soak": "workflows.bench.soak:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -49,7 +50,7 @@ ON_A_DEVICE = (
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")
 """Those that kill; `--only` and `--seed` are theirs."""
-RUNS = {"faults": 20, "evaluate": 3}
+RUNS = {"faults": 20, "evaluate": 3, "soak": 30}
 """Where the default is not 5."""
 
 
@@ -58,7 +59,7 @@ def bench(
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Repetitions; the median is told. [default: 5; evaluate: 3; faults: 20 kills of each kind]",
+            help="Repetitions; the median is told. [default: 5; evaluate: 3; faults: 20 kills of each kind; soak: 30 minutes]",
             min=1,
         ),
     ] = None,
