@@ -31,6 +31,7 @@ BENCHMARKS = {
     "resume": "workflows.bench.resume:run",
     "scale": "workflows.bench.scale:run",
     "train-loop": "workflows.bench.train_loop:run",
+    "serve": "workflows.bench.serve:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
