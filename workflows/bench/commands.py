@@ -33,6 +33,7 @@ BENCHMARKS = {
     "train-loop": "workflows.bench.train_loop:run",
     "evaluate": "workflows.bench.evaluate:run",
     "soak": "workflows.bench.soak:run",
+    "serve": "workflows.bench.serve:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -59,7 +60,8 @@ def bench(
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Repetitions; the median is told. [default: 5; evaluate: 3; faults: 20 kills of each kind; soak: 30 minutes]",
+            help="Repetitions; the median is told. [default: 5; evaluate: 3; "
+            "faults: 20 kills of each kind; soak: 30 minutes]",
             min=1,
         ),
     ] = None,
