@@ -34,6 +34,7 @@ BENCHMARKS = {
     "evaluate": "workflows.bench.evaluate:run",
     "soak": "workflows.bench.soak:run",
     "serve": "workflows.bench.serve:run",
+    "garbage": "workflows.bench.garbage:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -51,7 +52,7 @@ ON_A_DEVICE = (
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")
 """Those that kill; `--only` and `--seed` are theirs."""
-RUNS = {"faults": 20, "evaluate": 3, "soak": 30}
+RUNS = {"faults": 20, "evaluate": 3, "soak": 30, "garbage": 10_000}
 """Where the default is not 5."""
 
 
@@ -61,7 +62,7 @@ def bench(
         int | None,
         typer.Option(
             help="Repetitions; the median is told. [default: 5; evaluate: 3; "
-            "faults: 20 kills of each kind; soak: 30 minutes]",
+            "faults: 20 kills of each kind; soak: 30 minutes; garbage: 10,000 requests]",
             min=1,
         ),
     ] = None,
