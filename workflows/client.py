@@ -90,7 +90,7 @@ class Client:
     """Asks one server. 429 (after its Retry-After), 502, 503, 504 and broken connections are tried again."""
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, timeout_s: float = 600.0, attempts: int = 4
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 600.0, attempts: int = 6
     ) -> None:
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1, not {attempts}")
@@ -272,7 +272,9 @@ def _refusal(url: str, reply: httpx2.Response | None, said: bytes | Mapping[str,
 
 
 def _pause(attempt: int, asked_s: float | None) -> float:
-    """Seconds before the next attempt: what the server asked for, or longer each time; spread, so that not all come
-    back at once."""
-    wait = FIRST_WAIT_S * 2 ** (attempt - 1) if asked_s is None else asked_s
+    """Seconds before the next attempt: longer each time, and no less than the server asked for.
+
+    Spread, so that those who were refused together do not come back together.
+    """
+    wait = max(FIRST_WAIT_S * 2 ** (attempt - 1), asked_s or 0.0)
     return min(wait, LONGEST_WAIT_S) * random.uniform(1.0, 1.25)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from oneflow_core.data.cache import default_cache
+from oneflow_core.data.elsewhere import read_elsewhere
 from oneflow_core.data.lanes import Blend, LaneError, LaneOrder, generator
 from oneflow_core.data.manifest import Manifest
 from oneflow_core.data.packer import LanePosition, Packer, RefusedSample, Sized
@@ -41,7 +43,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class LoaderConfig:
-    """How the stream is cut; all but `read_ahead` and `cache*` change what a run reads."""
+    """How the stream is cut; all but `read_ahead`, `process` and `cache*` change what a run reads."""
 
     tokens: int
     """Tokens of one pack, text and image together."""
@@ -60,6 +62,8 @@ class LoaderConfig:
     """Which side of the holdout is read."""
     read_ahead: int = 2
     """Steps prepared before they are asked for; 0 prepares on the calling thread."""
+    process: bool = False
+    """Prepares ahead in a process rather than in a thread; then `prepare` and `collate` must pickle."""
     cache: Path = field(default_factory=default_cache)
     """Where remote shards are kept."""
     cache_bytes: int = 32 << 30
@@ -98,7 +102,8 @@ class Loader(Generic[E, P]):
         corpora: manifests with weights; names must differ.
         prepare: makes an example of a sample with the generator given; must depend on nothing else.
         prepare_at: what takes the place of `prepare` at a global step, from 0; None: always `prepare`. It is asked for
-            steps up to `read_ahead` + 1 after the one handed out last, perhaps in another thread.
+            steps up to `read_ahead` + 1 after the one handed out last, perhaps in another thread (never in another
+            process).
         collate: makes a pack of examples; their lengths sum to at most `config.tokens`.
 
     Raises:
@@ -120,6 +125,15 @@ class Loader(Generic[E, P]):
             raise LaneError(f"{world_size} workers do not divide {config.lanes} lanes; change one of them")
         self.config, self.stats = config, LoaderStats()
         self._prepare_at, self._collate = prepare_at or (lambda _: prepare), collate
+        twin: dict[str, Any] = {
+            "rank": rank,
+            "world_size": world_size,
+            "prepare": prepare,
+            "collate": collate,
+        }
+        self._twin: Callable[[], Loader[E, P]] = partial(
+            Loader, corpora, replace(config, read_ahead=0), **twin
+        )
         self._step = 0
         self._lanes = range(rank, config.lanes, world_size)
         self._sources = {c.manifest.name: _source(c.manifest, config) for c in corpora}
@@ -133,9 +147,13 @@ class Loader(Generic[E, P]):
 
     def __iter__(self) -> Iterator[list[P]]:
         """This worker's packs of each global step, lane by lane, going on from the state."""
-        steps = self._steps()
-        if self.config.read_ahead:
-            steps = read_ahead(steps, self.config.read_ahead)
+        ahead = self.config.read_ahead
+        if ahead and self.config.process:
+            make = partial(_steps_elsewhere, self._twin, self._step, self._positions)
+            steps = read_elsewhere(make, _Changes(self._prepare_at, self._step), ahead)
+        else:
+            steps = self._steps(self._prepare_at)
+            steps = read_ahead(steps, ahead) if ahead else steps
         while True:
             begun = time.perf_counter()
             step = next(steps)
@@ -194,13 +212,13 @@ class Loader(Generic[E, P]):
         self.stats.tokens += step.tokens
         self.stats.refused.update(step.refused)
 
-    def _steps(self) -> Iterator[_Step[P]]:
+    def _steps(self, prepare_at: Callable[[int], Prepare[E]]) -> Iterator[_Step[P]]:
         positions, number = dict(self._positions), self._step
         packers: dict[int, Iterator[tuple[list[E], LanePosition, Counter[str]]]] = {}
         prepare: Prepare[E] | None = None
         while True:
             # Another way to prepare begins as a resumed run does: what was looked at is prepared again.
-            if (now := self._prepare_at(number)) != prepare:
+            if (now := prepare_at(number)) != prepare:
                 prepare = now
                 packers = {lane: iter(self._packer(lane, positions[lane], now)) for lane in self._lanes}
             number += 1
@@ -238,6 +256,41 @@ class Loader(Generic[E, P]):
         if example.length > self.config.tokens:
             raise RefusedSample("longer than a pack")
         return example
+
+
+class _Changes(Generic[E]):
+    """What a process is told for its n-th step: how to prepare it, where that is another way than before."""
+
+    def __init__(self, prepare_at: Callable[[int], Prepare[E]], first: int) -> None:
+        self._prepare_at, self._first = prepare_at, first
+        self._last: Prepare[E] | None = None
+
+    def __call__(self, number: int) -> Prepare[E] | None:
+        now = self._prepare_at(self._first + number)
+        if now == self._last:
+            return None
+        self._last = now
+        return now
+
+
+def _steps_elsewhere(
+    twin: Callable[[], Loader[E, P]],
+    step: int,
+    positions: dict[int, LanePosition],
+    changes: Iterator[Prepare[E] | None],
+) -> Iterator[_Step[P]]:
+    """In the process: the steps of a loader like the caller's, from `step`; one for each of `changes`."""
+    loader = twin()
+    loader._step, loader._positions = step, positions
+    now: Prepare[E] | None = None
+
+    def prepare_at(_: int) -> Prepare[E]:
+        nonlocal now
+        now = next(changes) or now
+        assert now is not None
+        return now
+
+    return loader._steps(prepare_at)
 
 
 def _source(manifest: Manifest, config: LoaderConfig) -> Source:

@@ -127,6 +127,11 @@ class Table(Sequence[T], Generic[T]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as Parquet."""
+        held = self.columns_of()
+        return Table.of_bytes, (self._kind, held.data if isinstance(held, Stored) else self.to_bytes())
+
     def __repr__(self) -> str:
         return f"Table({self._kind.__name__}, {self._rows} rows)"
 
@@ -153,7 +158,7 @@ class Stored:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self.data = data
         self._metadata: Any = None
         with self._file() as file:
             self._metadata, self.schema, self.rows = file.metadata, file.schema_arrow, file.metadata.num_rows
@@ -186,7 +191,7 @@ class Stored:
         import pyarrow.parquet as pq
 
         try:
-            yield pq.ParquetFile(pa.BufferReader(self._data), metadata=self._metadata)
+            yield pq.ParquetFile(pa.BufferReader(self.data), metadata=self._metadata)
         except (pa.ArrowException, OSError) as error:
             raise TableError(f"no Parquet: {error}") from None
 

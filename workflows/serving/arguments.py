@@ -22,8 +22,8 @@ class ServeArguments(BaseModel):
     """A directory, an fsspec URL, `models:/name@alias`, or `embedded`."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the model."""
-    autoscale: str = Field(default="", pattern=r"^(\d+:\d+)?$")
-    """MIN:MAX copies, by how many requests are under way, in the place of `replicas`."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Copies at most; above `replicas` their number follows the requests that are under way."""
     cpus: float = Field(default=1, gt=0)
     """Cores of a replica; also its threads."""
     gpus: float = Field(default=0, ge=0)
@@ -41,20 +41,11 @@ class ServeArguments(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ServeArguments":
-        low, high = self.bounds
-        if not 1 <= low <= high:
-            raise ValueError(f"autoscale {self.autoscale}: write MIN:MAX with 1 <= MIN <= MAX")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"{self.max_replicas} replicas at most are fewer than {self.replicas}")
         if self.follow_s and not (self.model.startswith("models:/") and "@" in self.model):
             raise ValueError("follow_s: only models:/NAME@ALIAS can be followed")
         return self
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """Fewest and most replicas."""
-        if not self.autoscale:
-            return self.replicas, self.replicas
-        low, high = self.autoscale.split(":")
-        return int(low), int(high)
 
     @property
     def room(self) -> Room:
@@ -69,10 +60,13 @@ class ServeArguments(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """Options of the Serve deployment. Its own bound on requests is so wide that ours decides."""
-        low, high = self.bounds
-        scaling = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": self.batch}
+        scaling = {
+            "min_replicas": self.replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": self.batch,
+        }
         return {
-            **({"autoscaling_config": scaling} if self.autoscale else {"num_replicas": self.replicas}),
+            **({"autoscaling_config": scaling} if self.max_replicas else {"num_replicas": self.replicas}),
             "max_ongoing_requests": self.batch + self.queue + SLACK,
             "max_queued_requests": 4 * (self.batch + self.queue + SLACK),
             "graceful_shutdown_timeout_s": DRAIN_S,

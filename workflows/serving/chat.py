@@ -19,7 +19,7 @@ from oneflow_core.running import Options
 from workflows.serving.chat_wire import ChatRequest, parts_of, seeds_of, target_of
 from workflows.serving.engine import Engine, Order, as_made
 from workflows.serving.events import EventStream
-from workflows.serving.line import Work
+from workflows.serving.ticket import Work
 from workflows.serving.wire import BadRequest, check_parts, read
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workflows.serving.wire import (
+    WHOLE,
     BadRequest,
     Guidance,
     ImagePart,
+    MaxImages,
     MaxTokens,
     Seed,
     Steps,
@@ -22,7 +24,9 @@ from workflows.serving.wire import (
 
 Target = Literal["image", "text", "document"]
 MOST_CHOICES = 8
-Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
+Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE]
+
+Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class ImageAddress(Strict):
@@ -89,16 +93,17 @@ class ChatRequest(Strict):
     n: Choices | None = None
     steps: Steps | None = None
     guidance: Guidance | None = None
-    max_images: Annotated[int, Field(ge=0, le=8)] | None = None
+    max_images: MaxImages | None = None
     user: str | None = None
     """Without effect, as are metadata, store, service_tier and safety_identifier."""
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
-    top_p: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    top_p: Annotated[float, Field(ge=1, le=1)] | None = None
+    """1, which is without effect."""
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
 
 
 def target_of(request: ChatRequest) -> Target:
@@ -120,19 +125,18 @@ def parts_of(messages: Sequence[Message]) -> tuple[list[TextPart | ImagePart], l
     parts: list[TextPart | ImagePart] = []
     fields: list[str] = []
     for at, message in enumerate(messages):
-        content = (
-            [TextContent(type="text", text=message.content)]
-            if isinstance(message.content, str)
-            else message.content
-        )
-        place = f"messages.{at}.content"
-        for i, part in enumerate([*(content or []), *(message.images or [])]):
+        said = message.content or []
+        content = [TextContent(type="text", text=said)] if isinstance(said, str) else said
+        named = [(f"messages.{at}.content.{i}", part) for i, part in enumerate(content)]
+        named += [(f"messages.{at}.images.{i}", part) for i, part in enumerate(message.images or [])]
+        for i, (place, part) in enumerate(named):
+            field = f"{place}.image_url.url"
             if isinstance(part, TextContent):
                 follows = i == 0 and bool(parts) and isinstance(parts[-1], TextPart)
                 parts.append(TextPart(type="text", text=f"\n{part.text}" if follows else part.text))
             else:
-                parts.append(_image(part, f"{place}.{i}.image_url.url"))
-            fields.append(f"{place}.{i}.image_url.url")
+                parts.append(_image(part, field))
+            fields.append(field)
     return parts, fields
 
 

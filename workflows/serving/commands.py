@@ -47,13 +47,14 @@ def serve(
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
+    fewest, most = _bounds(autoscale) if autoscale else (replicas, None)
     options = {
-        "replicas": replicas,
+        "replicas": fewest,
+        "max_replicas": most,
         "cpus": cpus,
         "gpus": gpus,
         "batch": batch,
         "queue": queue,
-        "autoscale": autoscale,
         "api_key_env": api_key_env,
         "follow_s": follow,
         "body_s": body_timeout,
@@ -61,6 +62,15 @@ def serve(
     with serving(model, address=Address(host, port), **options) as url:
         typer.echo(f"{model} is served at {url} (page: {url}/, API: POST {url}/v1/generate); Ctrl-C ends it")
         asked.wait()
+
+
+def _bounds(autoscale: str) -> tuple[int, int]:
+    fewest, _, most = autoscale.partition(":")
+    if not (fewest.isdigit() and most.isdigit() and 1 <= int(fewest) <= int(most)):
+        raise UsageError(
+            f"--autoscale {autoscale}", "not MIN:MAX with 1 <= MIN <= MAX", "write it like --autoscale 1:4"
+        )
+    return int(fewest), int(most)
 
 
 def generate(

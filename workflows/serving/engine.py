@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
 from oneflow_core.running import Options
-from workflows.serving.line import Closed, Full, Line, Ticket, Work
+from workflows.serving.line import Closed, Full, Line
 from workflows.serving.meters import Meters
+from workflows.serving.ticket import Ticket, Work
 from workflows.serving.wire import (
     BadRequest,
     GenerateRequest,

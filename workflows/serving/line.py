@@ -8,22 +8,20 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workflows.serving.meters import Meters
+from workflows.serving.ticket import Ticket, Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
-    from oneflow_core.running import ImageView, Options, Prepared, Snapshot
+    from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline
+    from oneflow_core.running import ImageView
 
 log = logging.getLogger("ray.serve")
 
-SNAPSHOTS = 16
-"""States of a document that wait for a reader; of one that reads more slowly, the oldest are passed over."""
 LONGEST_WAIT_S = 120
 
 
@@ -41,67 +39,6 @@ class Broken(Exception):
 
 class Closed(Exception):
     """The line takes nobody any more: another model stands in its place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One document to make."""
-
-    prompt: Prompt
-    seed: int
-    options: Options
-
-
-class Ticket:
-    """One document in the making, as its request sees it. What is public belongs to the event loop."""
-
-    def __init__(self, work: Work, watched: bool, loop: asyncio.AbstractEventLoop) -> None:
-        self.work, self.watched, self._loop = work, watched, loop
-        self.made: asyncio.Future[GeneratedDocument] = loop.create_future()
-        self.made.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self.news = asyncio.Event()
-        self.ahead: int | None = None
-        """Documents that get a place before this one; None while it need not wait."""
-        self.prepared: Prepared | None = None
-        self.key: int | None = None
-        self.since = time.perf_counter()
-        self._snapshots: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
-
-    def seen(self) -> list[Snapshot]:
-        """The document's states since the last call, in order."""
-        snapshots = []
-        while self._snapshots:
-            snapshots.append(self._snapshots.popleft())
-        return snapshots
-
-    def place(self, ahead: int | None) -> None:
-        """Any thread: how many are in front."""
-        if self.ahead != ahead:
-            self.ahead = ahead
-            self._on_loop(self.news.set)
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Any thread: what there is of the document now."""
-        self._snapshots.append(snapshot)
-        self._on_loop(self.news.set)
-
-    def settle(self, made: GeneratedDocument | Exception) -> None:
-        """Any thread: it is done, or will never be."""
-        self._on_loop(lambda: self._settle(made))
-
-    def _settle(self, made: GeneratedDocument | Exception) -> None:
-        if not self.made.done():
-            if isinstance(made, Exception):
-                self.made.set_exception(made)
-            else:
-                self.made.set_result(made)
-        self.news.set()
-
-    def _on_loop(self, call: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call)  # type: ignore[arg-type]
-        except RuntimeError:
-            log.debug("a document outlived its event loop")
 
 
 class Line:
@@ -218,11 +155,11 @@ class Line:
                     ahead = front + k + sum(min(size, k) for size in sizes[at + 1 :]) - free
                     ticket.place(ahead if ahead >= 0 else None)
 
-    def _work(self, turn: object) -> None:
+    def _work(self, turn: Callable[[], bool]) -> None:
         import torch
 
         torch.set_num_threads(self._threads)
-        while turn():  # type: ignore[operator]
+        while turn():
             pass
 
     def _prepare(self) -> bool:
@@ -328,31 +265,36 @@ class Line:
         self.meters.step_seconds.observe(time.perf_counter() - started)
         with self._state:
             members = list(self._members)
-        finished = [(ticket, done[ticket.key]) for ticket in members if ticket.key in done]
-        broken = {ticket for ticket, made in finished if isinstance(made, Exception)}
+        finished = {ticket: done[ticket.key] for ticket in members if ticket.key in done}
         for ticket in members:
-            if ticket.watched and ticket.key is not None and ticket not in broken:
+            if ticket.watched and ticket.key is not None and not isinstance(finished.get(ticket), Exception):
                 ticket.show(self._running.look(ticket.key))
-        for ticket, made in finished:
+        self._deliver(finished)
+
+    def _deliver(self, finished: Mapping[Ticket, GeneratedDocument | Exception]) -> None:
+        """Places are free, and counted so, before anybody hears that a document is done."""
+        with self._state:
+            for ticket, made in finished.items():
+                self._release(ticket, "failed" if isinstance(made, Exception) else "left")
+                seconds = time.perf_counter() - ticket.since
+                self._document_s += 0.2 * (seconds - self._document_s)
+        for ticket, made in finished.items():
             if not isinstance(made, Exception):
                 self.meters.tokens.inc(len(made.trace.insertions))
             ticket.settle(Broken() if isinstance(made, Exception) else made)
-        with self._state:
-            for ticket, _ in finished:
-                self._release(ticket, "failed" if ticket in broken else "left")
-                seconds = time.perf_counter() - ticket.since
-                self._document_s += 0.2 * (seconds - self._document_s)
 
     def _stepped(self) -> dict[int, GeneratedDocument | Exception]:
-        """What a step finished. Where that could not be decoded, those that were finished are lost, and found out by
-        their absence; the others go on."""
+        """What a step finished.
+
+        Where that could not be decoded, it is lost: found out by its absence in the next step, which others take on.
+        """
         from oneflow_core.encoders.latent import EncoderError
 
         try:
             return dict(self._running.step())
         except EncoderError as error:
             log.error("documents of a step could not be decoded", exc_info=error)
-        more = dict(self._running.step())
+        more: dict[int, GeneratedDocument | Exception] = dict(self._running.step())
         for ticket in list(self._members):
             if ticket.key is not None and ticket.key not in more:
                 try:

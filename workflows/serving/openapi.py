@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from workflows.serving.chat_wire import ChatRequest
-from workflows.serving.openapi_answers import ANSWERS, EVENTS
+from workflows.serving.openapi_answers import ANSWERS, CHUNK, EVENT, EVENTS
 from workflows.serving.pictures import PictureRequest
 from workflows.serving.wire import GenerateRequest
 
@@ -122,9 +122,9 @@ def _post(
     name: str, summary: str, kind: type, examples: Json, answer: str, events: str, problem: str
 ) -> Json:
     content: Json = {"application/json": {"schema": {"$ref": REF + answer}}}
-    if events:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": events}}
     openai = problem != "Problem"
+    if events:
+        content["text/event-stream"] = {"schema": {**(CHUNK if openai else EVENT), "description": events}}
     told = [code for code in REFUSALS if code != ("422" if openai else "404")]
     body = {
         "schema": {"$ref": REF + kind.__name__},

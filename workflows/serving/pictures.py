@@ -14,7 +14,7 @@ from oneflow_core.running import Options
 from workflows.serving.chat import demand_model, prompt_tokens
 from workflows.serving.chat_wire import Choices, seeds_of
 from workflows.serving.engine import Engine, Order, as_made
-from workflows.serving.line import Work
+from workflows.serving.ticket import Work
 from workflows.serving.wire import BadRequest, Guidance, Seed, Steps, Strict, TextPart, check_parts, read
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class PictureRequest(Strict):
     """The name that `GET /v1/models` tells, or none."""
     n: Choices | None = None
     """Images; image i is made with seed + i."""
-    size: str | None = None
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]+x[0-9]+)$")] | None = None
     """`auto`, or the one size that the model makes."""
     response_format: Literal["b64_json"] | None = None
     """Nothing is kept that an address could lead to."""

@@ -8,7 +8,8 @@ manifests of `oneflow submit` set that.
 from __future__ import annotations
 
 import json
-from collections.abc import MutableMapping
+import logging
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
@@ -19,8 +20,17 @@ from workflows.serving.wire import BadRequest, Limits
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+log = logging.getLogger("ray.serve")
+
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PATH = f"{__name__}:middlewares"
+ORDERS = frozenset(
+    {
+        b"serve-multiplexed-model-id",
+        b"x-request-disconnect-disabled",
+        b"x-request-timeout-seconds",
+    }
+)
 LONG = BadRequest(413, "body", f"more than {Limits().body_bytes} bytes", "send smaller images")
 
 
@@ -37,12 +47,28 @@ class Survivor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         reply, bodies = _Reply(scope["path"], send), _Bounded(receive)
-        await self.app(scope, bodies, reply.send)
+        try:
+            await self.app({**scope, "headers": _plain(scope["headers"])}, bodies, reply.send)
+        except Exception:
+            log.exception("a request failed in the proxy")
         await reply.complete(LONG if bodies.cut else LOST)
+
+
+def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers without those that Serve takes as orders of its own, and those that it cannot read."""
+    return [(name, value) for name, value in headers if _is_plain(name) and value.isascii()]
+
+
+def _is_plain(name: bytes) -> bool:
+    return name.isascii() and name.lower().replace(b"_", b"-") not in ORDERS
 
 
 class _Reply:
@@ -53,6 +79,7 @@ class _Reply:
         self.started = self.ended = self.replaced = self.events = False
 
     async def send(self, message: Message) -> None:
+        """Passes on what Serve has to say, or what the route's clients understand instead."""
         if message["type"] == "http.response.start":
             self.started = True
             kind = _header(message, b"content-type")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower | None]:
     """The engine with its model loaded, and the thread that follows the alias where one is asked for.
 
-    `first` is the version that the alias pointed to when the server was started: what a replica that starts later serves
+    `first` is the version that the alias pointed to when the server was started: a replica that starts later serves it
     where the alias has come to point to one that does not load.
     """
     import torch

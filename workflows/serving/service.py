@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from oneflow_core.model_source import ModelSourceError, local_directory
 from workflows.corpus.cluster import cluster
 from workflows.errors import OneFlowError, Refused, UsageError
 from workflows.serving.access import digest_of
@@ -61,6 +62,8 @@ def serving(model: str, *, address: Address | None = None, **options: Any) -> It
 
 def _arguments(model: str, options: dict[str, Any]) -> ServeArguments:
     here = str(Path(model).resolve()) if Path(model).is_dir() else model
+    if ":/" not in model:
+        _demand_directory(model)
     try:
         return ServeArguments(model=here, **options)
     except ValidationError as error:
@@ -68,6 +71,16 @@ def _arguments(model: str, options: dict[str, Any]) -> ServeArguments:
         what = ".".join(map(str, first["loc"])) or "oneflow serve"
         cause = str(first["msg"]).removeprefix("Value error, ")
         raise UsageError(what, cause, 'see "oneflow serve --help"') from None
+
+
+def _demand_directory(model: str) -> None:
+    """A replica would find out as well, but only after Ray and Serve have started."""
+    try:
+        with local_directory(model):
+            pass
+    except ModelSourceError as error:
+        cause, _, mend = str(error).partition("; ")
+        raise OneFlowError(f"serving {model}", cause, mend) from None
 
 
 def _refuse_a_second() -> None:
@@ -85,9 +98,9 @@ def _demand(arguments: ServeArguments) -> None:
     """Serve waits without end for what a cluster does not have."""
     import ray
 
-    held, (fewest, _) = ray.cluster_resources(), arguments.bounds
+    held = ray.cluster_resources()
     for name, each in (("CPU", arguments.cpus), ("GPU", arguments.gpus)):
-        wanted = fewest * each
+        wanted = arguments.replicas * each
         if wanted > held.get(name, 0):
             raise OneFlowError(
                 f"the Ray cluster's {held.get(name, 0):g} {name}s",
@@ -106,7 +119,7 @@ def _start(arguments: ServeArguments, key_digest: str, address: Address) -> str:
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": port})
         serve.run(bind(arguments, key_digest), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, ModelSourceError) as error:
         cause = _cause(error)
         serve.shutdown()
         raise OneFlowError(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,11 +60,18 @@ class Strict(BaseModel):
     )
 
 
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Steps = Annotated[int, Field(ge=1, le=200)]
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 4.0 is the integer 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Seed = Annotated[int, Field(ge=0, lt=1 << 63), WHOLE]
+Steps = Annotated[int, Field(ge=1, le=200), WHOLE]
 Guidance = Annotated[float, Field(ge=0, le=20)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
-MaxTokens = Annotated[int, Field(ge=1, le=2048)]
+MaxTokens = Annotated[int, Field(ge=1, le=2048), WHOLE]
+MaxImages = Annotated[int, Field(ge=0, le=8), WHOLE]
 
 
 class TextPart(Strict):
@@ -79,7 +86,7 @@ class ImagePart(Strict):
     """An image: base64 of a PNG, JPEG or WebP file. An address is not followed."""
 
     type: Literal["image"]
-    data: str
+    data: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
     """base64 of the file's bytes; an image has 4,194,304 pixels at most."""
 
 
@@ -100,7 +107,7 @@ class GenerateRequest(Strict):
     """How hard the prompt pulls: the scale of an image's velocity (1 is off), or w of a text's rates (0 is off)."""
     temperature: Temperature | None = None
     """Of the token distribution; 0 takes the likeliest token."""
-    max_images: Annotated[int, Field(ge=0, le=8)] | None = None
+    max_images: MaxImages | None = None
     """Most images of a document."""
     max_tokens: MaxTokens | None = None
     """Most tokens that are generated, images counting as one each."""
@@ -108,7 +115,7 @@ class GenerateRequest(Strict):
     """Whether the answer says which piece came when."""
     stream: bool = False
     """Server-sent events instead of one JSON object."""
-    previews: Annotated[int, Field(ge=0, le=200)] = 0
+    previews: Annotated[int, Field(ge=0, le=200), WHOLE] = 0
     """With `stream`: a preview of every image each so many steps; 0 is none."""
 
 

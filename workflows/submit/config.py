@@ -88,7 +88,19 @@ class Serve(Config):
     cpus: float = Field(default=1, gt=0)
     """CPUs of a copy."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs of a copy."""
+    """GPUs of a copy; with any, the model is there, in bfloat16."""
+    batch: int = Field(default=16, ge=1)
+    """Documents that a copy makes at once."""
+    queue: int = Field(default=64, ge=0)
+    """Documents that wait at a copy; more are refused with 429."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Copies at most; above `replicas` their number follows the load, where the cluster has room."""
+    api_key_env: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Environment variable of the pods that holds the API key, by a Secret under `kubernetes.secrets`; none is open."""
+    follow_s: float = Field(default=0, ge=0)
+    """Seconds between looks at where `models:/name@alias` points; 0 stays with the version of the start."""
+    body_s: float = Field(default=30, gt=0)
+    """Seconds that a request's body may take to arrive."""
 
 
 class JobConfig(Config):

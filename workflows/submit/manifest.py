@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from workflows.serving.proxy import PATH, VARIABLE
 from workflows.submit.config import JobConfig, Kubernetes, Node, Serve, Workers
 
 APPLICATION = "workflows.serving.app:build"
@@ -106,7 +107,7 @@ def _pod(job: JobConfig, node: Node, name: str, ports: list[Manifest]) -> Manife
     container: Manifest = {
         "name": name,
         "image": job.kubernetes.image,
-        "env": _environment(job.kubernetes),
+        "env": _environment(job),
         "envFrom": _environment_from(job.kubernetes),
         "resources": {"requests": amounts, "limits": dict(amounts)},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -126,8 +127,9 @@ def _pod(job: JobConfig, node: Node, name: str, ports: list[Manifest]) -> Manife
     return {"metadata": {"labels": _labels(job)}, "spec": spec}
 
 
-def _environment(kubernetes: Kubernetes) -> list[Manifest]:
-    values = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", **kubernetes.env}
+def _environment(job: JobConfig) -> list[Manifest]:
+    values = {VARIABLE: PATH} if job.serve else {}
+    values |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", **job.kubernetes.env}
     return [{"name": name, "value": value} for name, value in sorted(values.items())]
 
 

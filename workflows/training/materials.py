@@ -96,6 +96,7 @@ class Materials:
             holdout=data.holdout,
             part=part,
             read_ahead=data.read_ahead if part == "train" else 0,
+            process=data.reader == "process",
             cache=Path(data.cache_dir) if data.cache_dir else default_cache(),
             cache_bytes=int(data.cache_gb * 2**30),
         )

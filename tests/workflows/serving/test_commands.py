@@ -96,3 +96,24 @@ def test_a_model_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -
     error = capsys.readouterr().err
     assert "nowhere/at/all" in error and "no such directory" in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--autoscale", "3"], "MIN:MAX"),
+        (["--autoscale", "3:1"], "MIN:MAX"),
+        (["--api-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE: it is not set"),
+        (["--api-key-env", "SHORT_KEY"], "it holds 5 characters"),
+        (["--follow", "30"], "only models:/NAME@ALIAS can be followed"),
+    ],
+)
+def test_options_of_the_server_that_do_not_hold_are_told_before_ray_starts(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHORT_KEY", "12345")
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "embedded", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error and "12345" not in error

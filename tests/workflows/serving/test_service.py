@@ -1,4 +1,4 @@
-"""A real Ray Serve over HTTP: answers, streams, a full queue, clients that go away, another version, a killed replica."""
+"""A real Ray Serve over HTTP: answers, streams, a full queue, clients that go, another version, a killed replica."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from tests.workflows.serving.conftest import (
@@ -32,6 +34,7 @@ from tests.workflows.serving.conftest import (
     pixels,
     wait_for,
 )
+from workflows.cli import app
 from workflows.client import Client, ServerError
 from workflows.errors import OneFlowError, Refused
 from workflows.serving.service import Address, free_port, serving
@@ -212,6 +215,24 @@ def test_other_methods_and_paths_are_no_server_errors(http: httpx2.Client) -> No
         assert "error" in reply.json()
 
 
+def test_a_callers_headers_give_serve_no_orders(url: str) -> None:
+    at = urlsplit(url)
+    strange = (
+        b"x-request-timeout-seconds: 0.001",
+        b"serve_multiplexed_model_id: \xff",
+        b"x-request-id: \xff\xfe",
+        b"\xc3\xa4: x",
+        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+        + b"A" * 22
+        + b"==",
+    )
+    for header in strange:
+        with socket.create_connection((at.hostname, at.port), timeout=60) as wire:
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+            status = int(wire.recv(65536).split()[1])
+        assert status in (200, 400, 403, 404), (header, status)
+
+
 def test_without_the_key_only_what_is_public_is_told(url: str, http: httpx2.Client, cluster: Path) -> None:
     for key in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", "Bearer \xff"):
         for method, path in (("POST", "/v1/generate"), ("GET", "/v1/models"), ("GET", "/metrics")):
@@ -299,6 +320,17 @@ def test_the_openai_package_works(url: str, http: httpx2.Client) -> None:
         assert caught.value.param == "messages.0.content.0.image_url.url"
 
 
+def test_the_command_line_asks_a_server(url: str, http: httpx2.Client, tmp_path: Path) -> None:
+    drawn = http.post("/v1/generate", json=IMAGE).json()["segments"][0]["data"]
+    given = ["--prompt", "a red circle", "--seed", "5", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["generate", "--url", url, "--api-key-env", "TESTS_KEY", *given])
+    assert result.exit_code == 0, result.output
+    made = np.asarray(Image.open(tmp_path / "image-0.png"), int)
+    assert np.abs(made - pixels(drawn)).max() <= 1
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert trace["model"]["name"] == NAME and trace["trace"]["passes"] > 1
+
+
 def test_another_version_takes_over_without_a_failed_request(
     http: httpx2.Client, url: str, registry: Registry
 ) -> None:
@@ -348,8 +380,11 @@ def replica_pid() -> int:
     return int(pid)
 
 
-def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -> None:
+def test_a_killed_replica_costs_503_and_comes_back_though_the_alias_is_broken(
+    http: httpx2.Client, url: str, registry: Registry
+) -> None:
     streamed: list[str] = []
+    registry.point(registry.add(broken=True))
 
     def stream() -> None:
         streamed.extend(json.dumps([name, data]) for name, data in events_of(http, SLOW))
@@ -358,7 +393,7 @@ def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -
         whole = pool.submit(http.post, "/v1/generate", json=SLOW)
         grown = pool.submit(stream)
         wait_for(
-            lambda: meters(http)["oneflow_running_documents"] == 2 and len(streamed) > 2, "two under way"
+            lambda: meters(http)["oneflow_running_documents"] == 2 and len(streamed) > 1, "two under way"
         )
         os.kill(replica_pid(), signal.SIGKILL)
         reply = whole.result(timeout=60)
@@ -366,7 +401,9 @@ def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -
     assert reply.status_code == 503 and set(reply.json()["error"]) == {"field", "cause", "mend"}
     assert json.loads(streamed[-1])[0] == "error"
     with Client(url, api_key=KEY, attempts=30) as client:
-        assert client.generate(["a red circle"], seed=5).images
+        answer = client.generate(["a red circle"], seed=5)
+        assert answer.images and answer.model["version"] == "1"
+        assert client.health()["upgrade"]["outcome"] == "failed"
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +426,12 @@ def test_a_taken_port_is_an_error(no_server: None) -> None:
             pass
 
 
-def test_a_model_that_is_not_there_is_an_error(no_server: None) -> None:
+def test_a_model_that_no_replica_can_load_is_an_error(no_server: None, tmp_path: Path) -> None:
+    with pytest.raises(OneFlowError, match="model_index.json"), serving(str(tmp_path)):
+        pass
+
+
+def test_a_model_that_is_not_there_is_an_error_before_ray_starts() -> None:
     with pytest.raises(OneFlowError, match="no such directory"), serving("nowhere/at/all"):
         pass
 

@@ -122,6 +122,15 @@ def test_a_whole_request_is_read_and_defaults_are_left_to_the_model() -> None:
     assert [s.type for s in request.segments] == ["image", "text"]
 
 
+def test_a_whole_number_may_have_a_point() -> None:
+    request = parse(b'{"steps": 4.0, "seed": 7.0, "max_tokens": 2e1, "previews": 0.0}', LIMITS)
+    values = (request.steps, request.seed, request.max_tokens, request.previews)
+    assert values == (4, 7, 20, 0) and {type(v) for v in values} == {int}
+    for wrong in (b'{"steps": 4.5}', b'{"steps": true}', b'{"steps": "4"}', b'{"steps": 1e400}'):
+        with pytest.raises(BadRequest):
+            parse(wrong, LIMITS)
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_images_of_known_formats_are_read(form: str) -> None:
     image = decode_image(part(image_bytes(form=form)), "f", LIMITS)

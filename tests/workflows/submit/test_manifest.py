@@ -117,6 +117,23 @@ def test_the_service_runs_the_application_with_the_configs_model() -> None:
     assert callable(getattr(import_module(module), function))
 
 
+def test_the_service_takes_what_the_config_names() -> None:
+    from workflows.serving.arguments import ServeArguments
+    from workflows.serving.proxy import PATH, VARIABLE
+
+    given = ["serve.replicas=2", "serve.max_replicas=3", "serve.queue=7", "serve.api_key_env=KEY"]
+    value = manifest(load("job", "serve-shapes", given))["spec"]
+    arguments = ServeArguments(**yaml.safe_load(value["serveConfigV2"])["applications"][0]["args"])
+    assert (arguments.queue, arguments.follow_s, arguments.api_key_env) == (7, 60, "KEY")
+    assert (
+        arguments.options["autoscaling_config"] | {"min_replicas": 2, "max_replicas": 3}
+        == (arguments.options["autoscaling_config"])
+    )
+    groups = [value["rayClusterConfig"]["headGroupSpec"], *value["rayClusterConfig"]["workerGroupSpecs"]]
+    for group in groups:
+        assert {"name": VARIABLE, "value": PATH} in group["template"]["spec"]["containers"][0]["env"]
+
+
 def test_secrets_are_named_never_written() -> None:
     pod = manifest(rich_job())["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     sources = pod["containers"][0]["envFrom"]

@@ -107,6 +107,7 @@ def tiny_config(corpus: Path, checkpoints: Path, **changes: Any) -> TrainConfig:
             "lanes": 2,
             "holdout": 0.1,
             "heldout_packs": 1,
+            "reader": "thread",
         },
         "optimiser": {"kind": "muon", "lr": 3e-3, "warmup_steps": 5},
         "budget": {"steps": 12},

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -87,12 +86,15 @@ def _runs(client: MlflowClient) -> list[Run]:
 def kill_one_worker(
     root: Path,
     tracking: str,
-    killed: list[int],
+    killed: list[psutil.Process],
     over: threading.Event,
     sign: str = "commits/*.json",
     name: str = "tiny",
 ) -> None:
-    """SIGKILL to a training worker once there is a `sign` below the run and MLflow has begun the run `name`."""
+    """SIGKILL to a training worker once there is a `sign` below the run and MLflow has begun the run `name`.
+
+    `killed` gets it, and the processes that it had started.
+    """
     client = MlflowClient(tracking)
     while not over.wait(0.05):
         experiment = client.get_experiment_by_name("tiny")
@@ -100,8 +102,8 @@ def kill_one_worker(
         begun = any(found.startswith(f"{name}-") for found in names)
         if begun and list(root.glob(f"*/{sign}")):
             for process in _our_workers():
-                killed.append(process.pid)
-                os.kill(process.pid, signal.SIGKILL)
+                killed += [process, *process.children()]
+                process.kill()
                 return
 
 
@@ -122,8 +124,9 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
         registry__codec=str(corpus / "codec"),
         registry__encoder=str(corpus / "encoder"),
         tracking__experiment="tiny",
+        data__reader="process",
     )
-    killed: list[int] = []
+    killed: list[psutil.Process] = []
     said: list[str] = []
     over = threading.Event()
     killer = threading.Thread(target=kill_one_worker, args=(tmp_path / "checkpoints", tracking, killed, over))
@@ -135,7 +138,7 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
         over.set()
         killer.join()
 
-    assert killed
+    assert len(killed) == 2 and not killed[1].is_running(), "the worker's reader outlived it"
     assert report.step == 60
     check_a_run(seen, f"tiny-{report.run_key[:8]}", workers=2)
     assert seen.keys() >= RAYS
