@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[4] / "docs"
 def test_every_figure_has_a_card() -> None:
     cards = (DOCS / "metric-cards.md").read_text(encoding="utf-8")
     names = [coco_captions.CIDER, coco_captions.BLEU, coco_captions.ROUGE, coco_captions.LENGTH]
-    names += [dpg_bench.DPG, dpg_bench.DSG, dpg_bench.PLAIN, vqa.ACCURACY]
+    names += [dpg_bench.DPG, dpg_bench.DSG, dpg_bench.PLAIN, *vqa.NAMES.values()]
     names += [geneval.OVERALL, geneval.IMAGES, geneval.PROMPTS, *TAGS]
     names += [f"clip-score/clip_score_{rule}" for rule in RULES]
     figures = (

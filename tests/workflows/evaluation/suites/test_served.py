@@ -77,7 +77,7 @@ def test_suites_over_a_deployment(
     }
     asked = {"data__questions": written(tmp_path / "gqa.json", questions), "data__images": images}
     found, _ = evaluate("vqa", address, tmp_path / "vqa", capsys, **asked)
-    assert found["figures"]["vqa/accuracy"]["value"] >= 75 and "GQA" in found["rules"]["rule"]
+    assert found["figures"]["vqa/gqa_rule"]["value"] >= 75 and "GQA" in found["rules"]["rule"]
 
     served = {
         "data__questions": written(tmp_path / "q.csv", CSV),
