@@ -86,7 +86,9 @@ def _task(tag: str, rng: np.random.Generator) -> GenEvalPrompt:
         count = int(rng.integers(2, 5))
         # The corpus nearly always says a colour.
         text = noun_phrase(Mention(one.shape, one.colour), None, count=count)
-        return GenEvalPrompt(text, tag, (Wanted(one.shape, count, one.colour),), (Wanted(one.shape, count + 1),))
+        return GenEvalPrompt(
+            text, tag, (Wanted(one.shape, count, one.colour),), (Wanted(one.shape, count + 1),)
+        )
     coloured, both = tag in ("colors", "color_attr"), tag in ("two_object", "position", "color_attr")
     things = (one, two) if both else (one,)
     mentions = [Mention(t.shape, t.colour if coloured else None) for t in things]
