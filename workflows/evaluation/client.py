@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import threading
 import time
 import urllib.error
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 from typing import Any
 
-from workflows.errors import OneFlowError
+from workflows.errors import OneFlowError, UsageError
 from workflows.evaluation.config import A_REPLICA, RequestsConfig
 from workflows.evaluation.item import Item, Output, Part
 from workflows.evaluation.outputs import OutputStore
@@ -145,11 +146,12 @@ def _segment(part: Part) -> dict[str, str]:
 def _ask(url: str, item: Item, config: RequestsConfig, stop: threading.Event) -> Output | None:
     """The output, or None where `stop` came before it."""
     body = json.dumps(request_body(item, config)).encode()
+    headers = {"Content-Type": "application/json", **_authorisation(config.api_key_env)}
     started, tries, attempt = time.perf_counter(), 0, 0
     while not stop.is_set():
         attempt += 1
         try:
-            reply = _post(f"{url.rstrip('/')}/v1/generate", body, config.timeout_s)
+            reply = _post(f"{url.rstrip('/')}/v1/generate", body, headers, config.timeout_s)
             model = {key: str(value) for key, value in reply.get("model", {}).items()}
             return Output(_parts(reply), "", time.perf_counter() - started, attempt, model)
         except _Failure as failure:
@@ -162,8 +164,16 @@ def _ask(url: str, item: Item, config: RequestsConfig, stop: threading.Event) ->
     return None
 
 
-def _post(address: str, body: bytes, timeout_s: float) -> dict[str, Any]:
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310
+def _authorisation(variable: str) -> dict[str, str]:
+    if not variable:
+        return {}
+    if not os.environ.get(variable):
+        raise UsageError(f"requests.api_key_env={variable}", "no such variable is set", "set it to the key")
+    return {"Authorization": f"Bearer {os.environ[variable]}"}
+
+
+def _post(address: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    request = urllib.request.Request(address, body, dict(headers))  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
             data = reply.read(MOST_BYTES + 1)

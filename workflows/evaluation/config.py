@@ -60,6 +60,8 @@ class RequestsConfig(Config):
     """Tries of an item before it is recorded as failed; being sent away from a full queue (429) is none."""
     patience_s: float = Field(default=900, gt=0)
     """Seconds of all tries of an item together, before it is recorded as failed."""
+    api_key_env: str = ""
+    """Environment variable that holds the key of the deployment at --url; none sends no key."""
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig()
     document: SamplingConfig = SamplingConfig()

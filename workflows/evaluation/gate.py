@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from oneflow_core.metrics.paired import Pairs, Tested, holm
@@ -19,12 +19,15 @@ class Check:
     metric: str
     value: float
     bound: str
-    """e.g. ">= 0.9", or what the champion has, with the difference and its test."""
+    """e.g. ">= 0.9", or ">= 0.87 (champion 0.92 of version 3, less 0.05)"."""
     holds: bool
+    evidence: str = ""
+    """The difference from the champion and its test, or why there is none."""
 
     def __str__(self) -> str:
         shown = "not measured" if math.isnan(self.value) else f"{self.value:.3f}"
-        return f"{self.metric} {shown} {'holds' if self.holds else 'misses'} {self.bound}"
+        evidence = f": {self.evidence}" if self.evidence else ""
+        return f"{self.metric} {shown} {'holds' if self.holds else 'misses'} {self.bound}{evidence}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        checks = [
-            {"metric": c.metric, "value": number(c.value), "bound": c.bound, "holds": c.holds}
-            for c in self.checks
-        ]
+        checks = [asdict(check) | {"value": number(check.value)} for check in self.checks]
         return {"passed": self.passed, "why": self.why, "checks": checks, "notes": list(self.notes)}
 
 
@@ -111,21 +111,20 @@ def _regressions(
     corrected = holm({name: test.p for name, test in tested.items()})
     for name in named:
         value, theirs = metrics.get(name, math.nan), champion.metrics[name]
-        sign = -1 if name in lower else 1
+        less, sign = name in lower, -1 if name in lower else 1
         limit = theirs - sign * config.tolerance
         bound = (
-            f"{'<=' if name in lower else '>='} {limit:.3f} (champion {theirs:.3f} of version {champion.version}, "
-            f"{'plus' if name in lower else 'less'} {config.tolerance:g})"
+            f"{'<=' if less else '>='} {limit:.3f} (champion {theirs:.3f} of version {champion.version}, "
+            f"{'plus' if less else 'less'} {config.tolerance:g})"
         )
         if name in tested:
-            holds = corrected[name] > config.alpha
-            yield Check(
-                name, value, f"{bound}: {_evidence(champion, tested[name], corrected, name, config)}", holds
-            )
+            evidence = _evidence(champion, tested[name], corrected, name, config)
+            yield Check(name, value, bound, corrected[name] > config.alpha, evidence)
         else:
-            why = champion.pairs.get(name, "its items are not stored")
-            reason = "" if name not in metrics else f": no test, {why}"
-            yield Check(name, value, f"{bound}{reason}", sign * value >= sign * limit)
+            why = (
+                f"no test, {champion.pairs.get(name, 'its items are not stored')}" if name in metrics else ""
+            )
+            yield Check(name, value, bound, sign * value >= sign * limit, why)
 
 
 def _evidence(

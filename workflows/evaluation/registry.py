@@ -39,6 +39,7 @@ def client() -> MlflowClient | None:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return None
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     return MlflowClient()

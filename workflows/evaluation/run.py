@@ -34,7 +34,9 @@ SUITES = {
     "coco-captions": "workflows.evaluation.suites.coco_captions",
     "coco-fid": "workflows.evaluation.suites.coco_fid",
     "dpg-bench": "workflows.evaluation.suites.dpg_bench",
+    "dpg-bench-shapes": "workflows.evaluation.suites.dpg_bench",
     "geneval": "workflows.evaluation.suites.geneval",
+    "geneval-shapes": "workflows.evaluation.suites.geneval",
     "vqa": "workflows.evaluation.suites.vqa",
     "clip-score": "workflows.evaluation.suites.clip_score",
 }

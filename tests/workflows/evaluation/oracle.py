@@ -93,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.bodies.append(body)
+            self.server.keys.append(self.headers.get("Authorization"))
             trouble = self.server.troubles.pop(0) if self.server.troubles else None
         if trouble is not None:
             self._reply(*trouble)
@@ -126,6 +127,7 @@ class Deployment(ThreadingHTTPServer):
         self.slow_s = 0.0
         self.troubles: list[tuple[int, bytes]] = []
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from workflows.errors import OneFlowError
+from workflows.errors import OneFlowError, UsageError
 from workflows.evaluation.client import ask_all, identity
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
 from workflows.evaluation.item import Item
@@ -36,6 +36,18 @@ def test_the_body_says_what_was_configured() -> None:
         ]
     assert output.error == "" and len(output.images) == 1 and output.text == "" and output.attempts == 1
     assert output.model["name"] == "oracle"
+
+
+def test_a_key_is_sent_where_a_variable_holds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyed = QUICK.model_copy(update={"api_key_env": "THE_KEY"})
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    with deployment() as server:
+        ask_all(server.url, [RED], keyed)
+        ask_all(server.url, [RED], QUICK)
+        assert server.keys == ["Bearer s3cret", None]
+        monkeypatch.delenv("THE_KEY")
+        with pytest.raises(UsageError, match="no such variable"):
+            ask_all(server.url, [RED], keyed)
 
 
 def test_the_body_is_what_the_service_accepts() -> None:

@@ -8,7 +8,17 @@ from pydantic import Field
 
 from workflows.config import Config
 
-SuiteName = Literal["shapes", "coco-captions", "coco-fid", "dpg-bench", "geneval", "vqa", "clip-score"]
+SuiteName = Literal[
+    "shapes",
+    "coco-captions",
+    "coco-fid",
+    "dpg-bench",
+    "dpg-bench-shapes",
+    "geneval",
+    "geneval-shapes",
+    "vqa",
+    "clip-score",
+]
 
 
 class DataConfig(Config):

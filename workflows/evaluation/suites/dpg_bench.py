@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from oneflow_core.metrics.dpg import (
@@ -25,15 +26,15 @@ from workflows.evaluation.suites.files import File, chosen, read
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.shapes_prompts import shapes_questions
 
-__all__ = ["figures", "items", "judge", "rules", "score_answers"]
+__all__ = ["figures", "items", "judge", "rules"]
 
 SUITE = "dpg-bench"
-DPG, DSG, PLAIN = "dpg/dpg_rule", "dpg/dsg_rule", "dpg/no_dependencies"
+DPG, DSG, PLAIN = "dpg_rule", "dsg_rule", "no_dependencies"
 RULES = {
     DPG: 'ELLA: a "no" zeroes children in the order of the file, and so reaches grandchildren',
     DSG: "DSG: raw answers of direct parents alone",
     PLAIN: "every question by itself",
-    "dpg/category": "raw answers by category, over all pictures",
+    "category": "raw answers by category, over all pictures",
 }
 REFERENCE = "TencentQQGYLab/ELLA compute_dpg_bench.py @3c228f1 (scores its first row too), j-min/DSG @7330119"
 
@@ -62,36 +63,35 @@ def judge(
     texts = [[q["text"] for q in json.loads(i.truth)] for i in batch]
     answers = answered(config.judge, batch, outputs, made, texts, ask)
     notes = [*notes_of(held, "prompts"), *lost(outputs, made, "score 0"), *answers.notes]
-    return score_answers(batch, outputs, answers.texts, held, notes)
-
-
-def score_answers(
-    batch: Sequence[Item],
-    outputs: Sequence[Output],
-    answers: Sequence[Sequence[str]],
-    rules: Mapping[str, Any],
-    notes: Sequence[str] = (),
-) -> Judged:
-    """Scores of answers that are there already, one list an item in the order of its questions."""
-    scores, raw = [], []
-    for item, said in zip(batch, answers, strict=True):
-        prompt = _prompt(item)
-        yes = {q.number: is_yes(text) for q, text in zip(prompt.questions, said, strict=True)}
-        found = score_prompt(prompt, yes)
-        scores.append({DPG: 100 * found.dpg, DSG: 100 * found.dsg, PLAIN: 100 * found.plain})
-        raw.append([(q.category, q.detail, yes[q.number]) for q in prompt.questions])
-    return Judged(batch, outputs, scores, raw, rules, notes)
+    prefix = "dpg-shapes" if config.judge.kind == "shapes" else "dpg"
+    return _scored(Judged(batch, outputs, [], [], held, notes, prefix), answers.texts)
 
 
 def figures(judged: Judged) -> dict[str, Figure]:
     """Means over pictures by each rule, and shares of "yes" by category, 0 to 100."""
     if not judged.items:
         return {}
-    found = {name: Figure(judged.mean(name)) for name in (DPG, DSG, PLAIN)}
+    found = {
+        f"{judged.context}/{name}": Figure(judged.mean(f"{judged.context}/{name}"))
+        for name in (DPG, DSG, PLAIN)
+    }
     for place in (0, 1):
         for category in sorted({row[place] for raw in judged.readings for row in raw}):
-            found[f"dpg/category/{_slug(category)}"] = _category(judged, place, category)
+            found[f"{judged.context}/category/{_slug(category)}"] = _category(judged, place, category)
     return found
+
+
+def _scored(told: Judged, answers: Sequence[Sequence[str]]) -> Judged:
+    """Scores under the names of figures, and raw answers with their categories."""
+    scores, raw = [], []
+    for item, said in zip(told.items, answers, strict=True):
+        prompt = _prompt(item)
+        yes = {q.number: is_yes(text) for q, text in zip(prompt.questions, said, strict=True)}
+        found = score_prompt(prompt, yes)
+        points = {DPG: found.dpg, DSG: found.dsg, PLAIN: found.plain}
+        scores.append({f"{told.context}/{name}": 100 * share for name, share in points.items()})
+        raw.append([(q.category, q.detail, yes[q.number]) for q in prompt.questions])
+    return replace(told, scores=scores, readings=raw)
 
 
 def _category(judged: Judged, place: int, category: str) -> Figure:

@@ -43,7 +43,9 @@ from workflows.evaluation.suites.shapes_prompts import shapes_detections, shapes
 __all__ = ["figures", "items", "judge", "rules"]
 
 SUITE = "geneval"
-OVERALL, IMAGES, PROMPTS = "geneval/overall", "geneval/images_correct", "geneval/prompts_correct"
+OVERALL, IMAGES, PROMPTS = "overall", "images_correct", "prompts_correct"
+NAMES = {"detector": "geneval", "questions": "geneval-questions", "shapes": "geneval-shapes"}
+"""Figures' names begin with how a picture is judged, of which the first alone is the benchmark's."""
 REFERENCE = "djghosh13/geneval evaluate_images.py and summary_scores.py"
 Picture = NDArray[np.uint8]
 
@@ -71,8 +73,9 @@ def judge(
     made, held = drawings(outputs), rules or {}
     prompts = [_prompt(item) for item in batch]
     notes = [*notes_of(held, "prompts"), *lost(outputs, made, "count as wrong")]
-    if config.judge.kind == "shapes" or config.judge.detector:
-        see = _exact if config.judge.kind == "shapes" else _detecting(config.judge)
+    how = _how(config.judge)
+    if how != "questions":
+        see = _exact if how == "shapes" else _detecting(config.judge)
         verdicts, failed = _seen(batch, prompts, made, see)
         if failed:
             notes.append(
@@ -84,19 +87,20 @@ def judge(
         verdicts = [_by_answers(q, texts) for q, texts in zip(asked, answers.texts, strict=True)]
         notes += answers.notes
     scores = [
-        {IMAGES: float(v.correct), f"geneval/{item.detail}": float(v.correct)}
+        {f"{NAMES[how]}/{name}": float(v.correct) for name in (IMAGES, item.detail)}
         for item, v in zip(batch, verdicts, strict=True)
     ]
-    return Judged(batch, outputs, scores, verdicts, held, notes, config.resamples)
+    return Judged(batch, outputs, scores, verdicts, held, notes, (NAMES[how], config.resamples))
 
 
 def figures(judged: Judged) -> dict[str, Figure]:
     """Shares of pictures that are right, by task and of all; `overall` is the mean of tasks, as the official one."""
     if not judged.items:
         return {}
-    tags = sorted({i.detail for i in judged.items})
-    parts_NK = np.array([[s[IMAGES], *(float(i.detail == t) for t in tags)] for i, s in _rows(judged)])
-    groups, resamples = [i.scene for i in judged.items], int(judged.context)
+    name, resamples = judged.context
+    tags, images = sorted({i.detail for i in judged.items}), f"{name}/{IMAGES}"
+    parts_NK = np.array([[s[images], *(float(i.detail == t) for t in tags)] for i, s in _rows(judged)])
+    groups = [i.scene for i in judged.items]
     names, group_N = np.unique(groups, return_inverse=True)
 
     def prompts(weight_N: NDArray[np.float64]) -> float:
@@ -113,10 +117,10 @@ def figures(judged: Judged) -> dict[str, Figure]:
 
     parts = dict(zip((i.id for i in judged.items), map(tuple, parts_NK.tolist()), strict=True))
     found = {
-        OVERALL: Figure(sampled(overall), {}, "higher", resamples, False, parts, _overall),
-        PROMPTS: Figure(sampled(prompts), resamples=resamples, per_item=False),
+        f"{name}/{OVERALL}": Figure(sampled(overall), {}, "higher", resamples, False, parts, _overall),
+        f"{name}/{PROMPTS}": Figure(sampled(prompts), resamples=resamples, per_item=False),
     }
-    return found | {n: Figure(judged.mean(n)) for n in (IMAGES, *(f"geneval/{tag}" for tag in tags))}
+    return found | {n: Figure(judged.mean(n)) for n in (images, *(f"{name}/{tag}" for tag in tags))}
 
 
 def _overall(parts_NK: NDArray[np.float64]) -> float:
@@ -133,11 +137,18 @@ def _rows(judged: Judged) -> Iterator[tuple[Item, Mapping[str, float]]]:
     return zip(judged.items, judged.scores, strict=True)
 
 
-def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[str, Any]:
+def _how(config: JudgeConfig) -> str:
     if config.kind == "shapes":
-        return {"rule": "geneval", "judge": judge_rule(config, served)}
-    if config.detector:
-        seen = _detector(config.detector, config.device).id
+        return "shapes"
+    return "detector" if config.detector and config.kind == "huggingface" else "questions"
+
+
+def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[str, Any]:
+    how = _how(config)
+    if how == "shapes":
+        return {"rule": NAMES[how], "judge": judge_rule(config, served)}
+    if how == "detector":
+        seen = _detector(config.detector or "", config.device).id
         colours = _colours(config.colours or "", config.device).encoder.id
         limits = {
             "threshold": THRESHOLD,
@@ -151,9 +162,9 @@ def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[
             "colours": colours,
         }
         masks = "colours are judged in boxes; the official script masks objects with its segmentation"
-        return {"rule": "geneval", "limits": limits, "judge": detector, "difference": masks}
+        return {"rule": NAMES[how], "limits": limits, "judge": detector, "difference": masks}
     note = "every question of a prompt must be answered yes; this is not GenEval's figure"
-    return {"rule": "geneval-questions", "judge": judge_rule(config, served), "difference": note}
+    return {"rule": NAMES[how], "judge": judge_rule(config, served), "difference": note}
 
 
 def _seen(

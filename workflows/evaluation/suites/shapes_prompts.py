@@ -84,8 +84,11 @@ def _task(tag: str, rng: np.random.Generator) -> GenEvalPrompt:
     one, two = scene
     if tag == "counting":
         count = int(rng.integers(2, 5))
-        text = noun_phrase(Mention(one.shape), None, count=count)
-        return GenEvalPrompt(text, tag, (Wanted(one.shape, count),), (Wanted(one.shape, count + 1),))
+        # The corpus nearly always says a colour.
+        text = noun_phrase(Mention(one.shape, one.colour), None, count=count)
+        return GenEvalPrompt(
+            text, tag, (Wanted(one.shape, count, one.colour),), (Wanted(one.shape, count + 1),)
+        )
     coloured, both = tag in ("colors", "color_attr"), tag in ("two_object", "position", "color_attr")
     things = (one, two) if both else (one,)
     mentions = [Mention(t.shape, t.colour if coloured else None) for t in things]

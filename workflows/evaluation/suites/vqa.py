@@ -21,7 +21,8 @@ from workflows.evaluation.suites.vqa_files import Asked, Asking, read_questions
 __all__ = ["figures", "items", "judge", "rules"]
 
 SUITE = "vqa"
-ACCURACY = "vqa/accuracy"
+NAMES = {"vqa": "vqa/vqa_rule", "gqa": "vqa/gqa_rule"}
+"""Figures by rule: one of another rule has another name."""
 RULES = {
     "vqa": "VQA accuracy, leave-one-out over people",
     "gqa": "GQA accuracy, equal to the one answer",
@@ -48,11 +49,12 @@ def judge(
     """Scores every answer; a failed item is wrong."""
     held = rules or {}
     points = [0.0 if o.error else _score(i, o.text) for i, o in zip(batch, outputs, strict=True)]
+    name = NAMES[json.loads(batch[0].truth)["rule"]] if batch else ""
     scores = [
-        {ACCURACY: score} | ({f"{ACCURACY}/{i.detail}": score} if i.detail else {})
+        {name: score} | ({f"{name}/{i.detail}": score} if i.detail else {})
         for i, score in zip(batch, points, strict=True)
     ]
-    return Judged(batch, outputs, scores, [o.text for o in outputs], held, notes_of(held, "questions"))
+    return Judged(batch, outputs, scores, [o.text for o in outputs], held, notes_of(held, "questions"), name)
 
 
 def figures(judged: Judged) -> dict[str, Figure]:
@@ -64,9 +66,10 @@ def figures(judged: Judged) -> dict[str, Figure]:
         order = derangement(len(judged.items), np.random.default_rng(len(judged.items)))
         other = [_score(i, judged.readings[place]) for i, place in zip(judged.items, order, strict=True)]
         controls = {"shuffled": float(np.mean(other))}
-    found = {ACCURACY: Figure(judged.mean(ACCURACY), controls)}
+    name = str(judged.context)
+    found = {name: Figure(judged.mean(name), controls)}
     for kind in sorted({i.detail for i in judged.items} - {""}):
-        found[f"{ACCURACY}/{kind}"] = Figure(judged.mean(f"{ACCURACY}/{kind}"))
+        found[f"{name}/{kind}"] = Figure(judged.mean(f"{name}/{kind}"))
     return found
 
 

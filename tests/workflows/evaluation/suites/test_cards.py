@@ -19,8 +19,9 @@ DOCS = Path(__file__).parents[4] / "docs"
 def test_every_figure_has_a_card() -> None:
     cards = (DOCS / "metric-cards.md").read_text(encoding="utf-8")
     names = [coco_captions.CIDER, coco_captions.BLEU, coco_captions.ROUGE, coco_captions.LENGTH]
-    names += [dpg_bench.DPG, dpg_bench.DSG, dpg_bench.PLAIN, vqa.ACCURACY]
-    names += [geneval.OVERALL, geneval.IMAGES, geneval.PROMPTS, *TAGS]
+    names += [f"dpg/{name}" for name in (dpg_bench.DPG, dpg_bench.DSG, dpg_bench.PLAIN)]
+    names += [f"geneval/{name}" for name in (geneval.OVERALL, geneval.IMAGES, geneval.PROMPTS)]
+    names += [*TAGS, *vqa.NAMES.values(), *(f"{name}/..." for name in list(geneval.NAMES.values())[1:])]
     names += [f"clip-score/clip_score_{rule}" for rule in RULES]
     figures = (
         "fid",
@@ -32,7 +33,7 @@ def test_every_figure_has_a_card() -> None:
     )
     names += [f"coco-fid/{figure}" for figure in figures]
     assert [name for name in names if f"`{name}`" not in cards] == []
-    assert [suite for suite in SUITES if f"## {suite}" not in cards] == []
+    assert [suite for suite in SUITES if f"## {suite.removesuffix('-shapes')}" not in cards] == []
 
 
 def test_every_suite_has_a_preset_and_is_documented() -> None:

@@ -134,14 +134,17 @@ def test_shapes_are_judged_exactly() -> None:
     judged = suite.judge(items, right, config=given, rules=suite.rules(given))
     assert all(score == 100 for scores in judged.scores for score in scores.values()) and not judged.notes
     found = suite.figures(judged)
-    assert {"dpg/category/relation-spatial", "dpg/category/attribute-color"} <= found.keys()
+    assert {"dpg-shapes/category/relation-spatial", "dpg-shapes/category/attribute-color"} <= found.keys()
     rng = np.random.default_rng(0)
     other = [drawn(encoded(render(sample_in_split(rng, "train")))) for _ in items]
     wrong = suite.figures(suite.judge(items, other, config=given))
-    order = [wrong[f"dpg/{n}"].estimate.value for n in ("dpg_rule", "dsg_rule", "no_dependencies")]
+    order = [wrong[f"dpg-shapes/{n}"].estimate.value for n in ("dpg_rule", "dsg_rule", "no_dependencies")]
     assert 0 < order[0] <= order[1] <= order[2] < 80
     blank = [drawn(encoded(np.full((64, 64, 3), 244, np.uint8)))] * len(items)
-    assert suite.figures(suite.judge(items, blank, config=given))["dpg/no_dependencies"].estimate.value == 0
+    assert (
+        suite.figures(suite.judge(items, blank, config=given))["dpg-shapes/no_dependencies"].estimate.value
+        == 0
+    )
     assert canonical_caption(scene_for(parse(str(items[0].prompt[0])) or [])) == items[0].prompt[0]
 
 

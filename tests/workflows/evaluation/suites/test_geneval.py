@@ -56,16 +56,18 @@ def test_shapes_are_judged_exactly() -> None:
     )
     found = suite.figures(right)
     assert {v.estimate.value for v in found.values()} == {1.0} and not right.notes
-    assert {f"geneval/{i.detail}" for i in items} == found.keys() - {
-        suite.OVERALL,
-        suite.IMAGES,
-        suite.PROMPTS,
-    }
+    rest = {f"geneval-shapes/{name}" for name in (suite.OVERALL, suite.IMAGES, suite.PROMPTS)}
+    assert {f"geneval-shapes/{i.detail}" for i in items} == found.keys() - rest
     blank = [drawn(encoded(np.full((64, 64, 3), 244, np.uint8)))] * len(items)
-    assert suite.figures(suite.judge(items, blank, config=given))["geneval/overall"].estimate.value == 0
+    assert (
+        suite.figures(suite.judge(items, blank, config=given))["geneval-shapes/overall"].estimate.value == 0
+    )
     turned = [drawn(encoded(np.ascontiguousarray(render(s)[::-1, ::-1]))) for s in scenes]
     found = suite.figures(suite.judge(items, turned, config=given))
-    assert found["geneval/position"].estimate.value == 0 and found["geneval/counting"].estimate.value > 0
+    assert (
+        found["geneval-shapes/position"].estimate.value == 0
+        and found["geneval-shapes/counting"].estimate.value > 0
+    )
 
 
 def test_a_judge_that_answers_questions_has_a_rule_of_another_name(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_judge_that_answers_questions_has_a_rule_of_another_name(tmp_path: Pat
         "Is there a tie in the picture?",
         "Is the tie to the left of the cow?",
     ]
-    assert [s["geneval/images_correct"] for s in judged.scores] == [1, 1, 0, 0]
+    assert [s["geneval-questions/images_correct"] for s in judged.scores] == [1, 1, 0, 0]
     tie, cup = (v.reason for v in judged.readings[2:])
     assert tie == "not answered yes: Is the tie to the left of the cow?"
     assert cup == "not answered yes: Is there a cup in the picture?"
@@ -108,10 +110,10 @@ def test_overall_is_the_mean_of_tasks_and_prompts_need_one_right_picture(tmp_pat
 
     truth = {i.id: str(i.prompt[0]) for i in items}
     found = suite.figures(suite.judge(items, [drawn(png())] * 8, config=given, ask=ask))
-    assert found["geneval/images_correct"].estimate.value == pytest.approx(4 / 8)
-    assert found["geneval/overall"].estimate.value == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
-    assert found["geneval/prompts_correct"].estimate.value == pytest.approx(3 / 4)
-    overall = found["geneval/overall"]
+    assert found["geneval-questions/images_correct"].estimate.value == pytest.approx(4 / 8)
+    assert found["geneval-questions/overall"].estimate.value == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
+    assert found["geneval-questions/prompts_correct"].estimate.value == pytest.approx(3 / 4)
+    overall = found["geneval-questions/overall"]
     assert overall.combine is not None
     parts = np.array([overall.parts[i.id] for i in items])
     assert overall.combine(parts) == pytest.approx(overall.estimate.value)
@@ -132,6 +134,7 @@ def test_a_detector_and_a_clip_by_path_judge(tmp_path: Path) -> None:
     judged = suite.judge(items, [drawn(png())] * 4, config=given, rules=rules)
     assert len(judged.readings) == 4 and all(v.correct or v.reason for v in judged.readings)
     assert judged.readings[1].reason.startswith("expected bus>=2, found 0")
+    assert {"geneval/overall", "geneval/position"} <= suite.figures(judged).keys()
 
 
 def test_files_and_judges_that_are_missing_are_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_suites_over_a_deployment(
     }
     asked = {"data__questions": written(tmp_path / "gqa.json", questions), "data__images": images}
     found, _ = evaluate("vqa", address, tmp_path / "vqa", capsys, **asked)
-    assert found["figures"]["vqa/accuracy"]["value"] >= 75 and "GQA" in found["rules"]["rule"]
+    assert found["figures"]["vqa/gqa_rule"]["value"] >= 75 and "GQA" in found["rules"]["rule"]
 
     served = {
         "data__questions": written(tmp_path / "q.csv", CSV),
@@ -91,10 +91,10 @@ def test_suites_over_a_deployment(
     exact, rows = evaluate(
         "dpg-bench", address, tmp_path / "exact", capsys, **served | {"judge__kind": "shapes"}
     )
-    assert exact["figures"]["dpg/dpg_rule"]["value"] == 100 and exact["digest"] != found["digest"]
+    assert exact["figures"]["dpg-shapes/dpg_rule"]["value"] == 100 and exact["digest"] != found["digest"]
 
     found, _ = evaluate("geneval-shapes", address, tmp_path / "geneval", capsys, limit=12)
-    assert found["figures"]["geneval/single_object"]["value"] >= 0.5
+    assert found["figures"]["geneval-shapes/single_object"]["value"] >= 0.5
 
     prompts = written(tmp_path / "prompts.txt", "\n".join(canonical_caption(s) for s in scenes.values()))
     common = {"data__prompts": prompts, "clip__path": "embedded", "features__kind": "embedded"}

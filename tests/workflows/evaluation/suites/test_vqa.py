@@ -56,8 +56,8 @@ def test_every_question_scores_as_in_the_official_script(name: str, suffix: str,
     assert len(items) == len(golden["per_question"])
     for item, scores in zip(items, judged.scores, strict=True):
         wanted = golden["per_question"][item.id.removeprefix("vqa/")]
-        assert scores["vqa/accuracy"] == pytest.approx(wanted, abs=0.005)
-    figure = suite.figures(judged)["vqa/accuracy"]
+        assert scores["vqa/vqa_rule"] == pytest.approx(wanted, abs=0.005)
+    figure = suite.figures(judged)["vqa/vqa_rule"]
     assert figure.estimate.value == pytest.approx(golden["overall"], abs=5e-5)
     assert figure.controls["shuffled"] < figure.estimate.low < figure.estimate.value < figure.estimate.high
     assert not judged.notes and judged.rules["reference"].startswith("GT-Vision-Lab/VQA")
@@ -73,9 +73,9 @@ def test_kinds_of_answers_have_figures_of_their_own_and_failures_are_wrong(tmp_p
     assert items[0].scene == items[1].scene != items[2].scene
     judged = suite.judge(items, [text(" Red.\n"), FAILED, text("no")])
     found = {name: figure.estimate.value for name, figure in suite.figures(judged).items()}
-    assert found["vqa/accuracy/other"] == pytest.approx(100)
-    assert found["vqa/accuracy/number"] == 0 and found["vqa/accuracy/yes_no"] == pytest.approx(100)
-    assert found["vqa/accuracy"] == pytest.approx(200 / 3)
+    assert found["vqa/vqa_rule/other"] == pytest.approx(100)
+    assert found["vqa/vqa_rule/number"] == 0 and found["vqa/vqa_rule/yes_no"] == pytest.approx(100)
+    assert found["vqa/vqa_rule"] == pytest.approx(200 / 3)
 
 
 def test_a_failed_item_is_wrong_even_where_people_said_nothing(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_a_failed_item_is_wrong_even_where_people_said_nothing(tmp_path: Path) -
     people = [{"answer": a} for a in ["a", "the", "an", "a", "the", "dog", "cat", "x", "y", "z"]]
     given = small(tmp_path, annotations={"annotations": [{"question_id": 7, "answers": people}]})
     items = suite.items(given)
-    assert suite.judge(items, [text("")]).scores[0]["vqa/accuracy"] == 100
-    assert suite.judge(items, [FAILED]).scores[0]["vqa/accuracy"] == 0
+    assert suite.judge(items, [text("")]).scores[0]["vqa/vqa_rule"] == 100
+    assert suite.judge(items, [FAILED]).scores[0]["vqa/vqa_rule"] == 0
     assert suite.rules(given)["refused"]["count"] == 2
 
 
@@ -103,10 +103,11 @@ def test_a_failed_item_is_wrong_even_where_people_said_nothing(tmp_path: Path) -
 def test_the_datasets_own_files_are_read(layout: str, tree: Any, right: str, tmp_path: Path) -> None:
     given = small(tmp_path, tree, None)
     items, rules = suite.items(given), suite.rules(given)
+    rule = "gqa" if layout == "gqa" else "vqa"
     assert rules["layout"] == layout and len(items) == 1
-    assert suite.judge(items, [text(right)]).scores[0]["vqa/accuracy"] == pytest.approx(100)
+    assert suite.judge(items, [text(right)]).scores[0][f"vqa/{rule}_rule"] == pytest.approx(100)
     wrong = suite.judge(items, [text("Red" if layout == "gqa" else "brown")])
-    assert wrong.scores[0]["vqa/accuracy"] == 0
+    assert wrong.scores[0][f"vqa/{rule}_rule"] == 0
     assert ("GQA" in rules["rule"]) == (layout == "gqa")
 
 
