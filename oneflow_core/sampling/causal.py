@@ -136,6 +136,7 @@ class CausalSampler(Stepper[CausalState]):
         state.shown_E = state.shown_E | feed_E
         state.move_images(layout.image_I, int((full.kind_E == IMAGE).sum()), inputs, outputs)
         self._write(state, full.document_E[full.slot_E], outputs.logits_RV)
+        state.age_B += 1
         state.step += 1
 
     def _copies(self, state: CausalState, full: Elements, fed_B: BoolArray) -> list[Elements]:

@@ -29,7 +29,7 @@ class Documents:
 
     BY_DOCUMENT: ClassVar[tuple[str, ...]] = (
         *(f"{name}_B" for name in OWN),
-        *("requests", "rng_B", "passes_B", "joined_B", "images_B", "image_only_B"),
+        *("requests", "rng_B", "passes_B", "age_B", "images_B", "image_only_B"),
     )
 
     def __init__(self, config: SamplerConfig) -> None:
@@ -49,15 +49,10 @@ class Documents:
         """Documents that are one image, and no text."""
         self.passes_B: IntArray = np.zeros(0, np.int64)
         """Passes of the network that each document took part in."""
-        self.joined_B: IntArray = np.zeros(0, np.int64)
-        """Step of the batch at which each document joined."""
-        self.step = 0
-        """Steps that the batch has taken."""
-
-    @property
-    def age_B(self) -> IntArray:
+        self.age_B: IntArray = np.zeros(0, np.int64)
         """Steps that each document has taken."""
-        return self.step - self.joined_B
+        self.step = 0
+        """Steps that the batch has taken; a document may take several in one of them."""
 
     def admit(self, requests: Sequence[Request], configs: Sequence[SamplerConfig]) -> None:
         """These documents stand behind the others from now on.
@@ -77,7 +72,7 @@ class Documents:
             requests=list(requests),
             rng_B=[np.random.default_rng(r.seed) for r in requests],
             passes_B=[0] * count,
-            joined_B=[self.step] * count,
+            age_B=[0] * count,
             images_B=[r.images for r in requests],
             image_only_B=[r.target == "image" for r in requests],
         )

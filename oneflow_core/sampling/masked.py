@@ -94,6 +94,7 @@ class MaskedSampler(Stepper[MaskedState]):
         batch, outputs = self.see(state)
         state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs)
         self._settle(state, batch, batch.guided(outputs.logits_RV))
+        state.age_B += 1
         state.step += 1
 
     def _settle(self, state: MaskedState, batch: Batch, logits_SV: Tensor) -> None:

@@ -14,6 +14,7 @@ from oneflow_core.flows.schedule import arrival_probability, build_schedule
 from oneflow_core.layout import TOKEN
 from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.documents import BoolArray
 from oneflow_core.sampling.draw import draw, first
 from oneflow_core.sampling.forward import Batch
 from oneflow_core.sampling.state import Gaps, State, Words
@@ -32,12 +33,17 @@ class InsertionSampler(Stepper[State]):
 
     @torch.inference_mode()
     def step(self, state: State) -> None:
-        """As `Stepper.step`; documents that did not change are not shown to a network that is blind to the time."""
+        """As `Stepper.step`; documents that did not change are not shown to a network that is blind to the time.
+
+        They take their next steps at once instead, until they change, so that every pass has all documents.
+        """
         if state.due_B.any():
             batch, outputs = self.see(state)
             self._keep_gaps(state, batch, outputs)
             state.changed_B[state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs)] = True
-        self._fire(state)
+        self._fire(state, state.active_B)
+        while (same_B := state.active_B & ~state.changed_B).any():
+            self._fire(state, same_B)
         state.step += 1
 
     def _keep_gaps(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
@@ -57,14 +63,15 @@ class InsertionSampler(Stepper[State]):
             state.gaps_B[b] = Gaps(missing[b], rate[b], words, starts[b], delete[b] if delete else None)
         state.changed_B[due_B] = self.model.config.text_time
 
-    def _fire(self, state: State) -> None:
-        """Inserts at most one element into every gap, and takes out what does not belong where counts are free.
+    def _fire(self, state: State, who_B: BoolArray) -> None:
+        """A step of the documents `who_B`: inserts at most one element into every gap, and takes out what does not
+        belong where counts are free.
 
         All at once, decided on the state before the step: an element inserted now is judged at the next pass.
         """
-        element_S = np.flatnonzero(state.active_B[state.elements.document_E] & state.elements.slot_E)
+        element_S = np.flatnonzero(who_B[state.elements.document_E] & state.elements.slot_E)
         document_S = state.elements.document_E[element_S]
-        then_B = self._next_text_times(state)
+        then_B = np.where(who_B, self._next_text_times(state), state.text_time_B)
         edits_B = np.zeros(len(state.requests), np.int64)
         if len(element_S):
             gaps = [g for b in np.unique(document_S).tolist() if (g := state.gaps_B[b]) is not None]
@@ -77,11 +84,12 @@ class InsertionSampler(Stepper[State]):
             edits_B = np.bincount(document_S[np.r_[at, gone]], minlength=len(state.requests))
         for b in np.flatnonzero(edits_B).tolist():
             state.changed_B[b], state.gaps_B[b] = True, None
-        flushing = state.text_time_B >= 1
+        flushing = (state.text_time_B >= 1) & who_B
         state.flush_B = np.where(
             flushing, np.where(edits_B > 0, np.maximum(state.flush_B - 1, 0), 0), state.flush_B
         )
         state.text_time_B = then_B
+        state.age_B += who_B
 
     def _next_text_times(self, state: State) -> NDArray[np.float64]:
         """Each document's text time after this step; the same while it waits for images.

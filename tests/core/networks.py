@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from oneflow_core.model import OneFlowModel
-from oneflow_core.sampling import Request
+from oneflow_core.model import ModelOutputs, OneFlowModel
+from oneflow_core.sampling import InsertionSampler, Request
+from oneflow_core.sampling.forward import Batch
+from oneflow_core.sampling.state import State
 from tests.core.words import TINY
 
 GRID = (2, 2)
@@ -48,3 +50,11 @@ def aligned(shown: list[int], answer: list[int]) -> list[int]:
     for pair in best[0][0]:
         place[pair // len(answer)] = pair % len(answer)
     return place
+
+
+class Lockstep(InsertionSampler):
+    """Shows the network all documents at every step, whether they changed or not."""
+
+    def _keep_gaps(self, state: State, batch: Batch, outputs: ModelOutputs) -> None:
+        super()._keep_gaps(state, batch, outputs)
+        state.changed_B[:] = True

@@ -15,7 +15,7 @@ from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import collate
 from oneflow_core.sampling import InsertionSampler, Request, SamplerConfig
 from oneflow_core.sampling.state import State
-from tests.core.networks import GRID, aligned, mixed_requests, random_model
+from tests.core.networks import GRID, Lockstep, aligned, mixed_requests, random_model
 from tests.core.words import TINY, WordTokenizer, sample, text
 
 FREE = replace(TINY, counts="free")
@@ -83,7 +83,7 @@ def test_without_a_flush_a_wrong_token_goes_as_fast_as_a_missing_one_comes() -> 
         there = np.bincount(state.elements.document_E[state.elements.token_E == 30], minlength=400)
         gone.append(1 - there.mean() if state.step else 0)
 
-    sampler = InsertionSampler(Clumsy(answer), bos_id=0, image_id=1)  # type: ignore[arg-type]
+    sampler = Lockstep(Clumsy(answer), bos_id=0, image_id=1)  # type: ignore[arg-type]
     sampler.generate(
         [Request((), "text", GRID, s) for s in range(400)], SamplerConfig(steps=50, flush=0), watch
     )
@@ -166,6 +166,8 @@ def test_it_learns_a_text_by_heart_and_mends_one_that_is_spoilt() -> None:
             at = np.flatnonzero(state.elements.slot_E)[::2]
             state.insert(at, np.where(at % 3 == 0, 30, np.maximum(state.elements.token_E[at], 2)))
             state.changed_B[:], state.gaps_B = True, [None] * len(requests)
+
+    sampler = Lockstep(model, bos_id=sampler.bos_id, image_id=sampler.image_id)
 
     def exact(observe: object = None) -> int:
         return sum(o.segments == (tuple(words),) for o in sampler.generate(requests, config, observe))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from oneflow_core.model import ModelInputs, ModelOutputs
 from oneflow_core.sampling import InsertionSampler, Request, SamplerConfig
 from oneflow_core.sampling.forward import build_batch
 from oneflow_core.sampling.state import State
-from tests.core.networks import GRID, mixed_requests, random_model
+from tests.core.networks import GRID, Lockstep, mixed_requests, random_model
 from tests.core.words import TINY
 
 
@@ -200,12 +200,10 @@ def test_the_observer_sees_every_pass() -> None:
 def test_a_document_that_did_not_change_is_not_shown_again(text_guidance: float) -> None:
     """Fewer passes than steps, and the same documents as when every step asks the network anew."""
     config = SamplerConfig(steps=40, flush=2, max_tokens=20, text_guidance=text_guidance)
-    sampler = InsertionSampler(random_model(), bos_id=0, image_id=1)
-
-    def forget(state: State) -> None:
-        state.changed_B[:] = True
-
-    kept, anew = (sampler.generate(mixed_requests(), config, observe) for observe in (None, forget))
+    kept, anew = (
+        sampler(random_model(), bos_id=0, image_id=1).generate(mixed_requests(), config)
+        for sampler in (InsertionSampler, Lockstep)
+    )
     for a, b in zip(kept, anew, strict=True):
         assert a.trace.token == b.trace.token
         assert a.trace.time == b.trace.time
