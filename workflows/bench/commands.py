@@ -31,6 +31,8 @@ BENCHMARKS = {
     "resume": "workflows.bench.resume:run",
     "scale": "workflows.bench.scale:run",
     "train-loop": "workflows.bench.train_loop:run",
+    "soak": "workflows.bench.soak:run",
+    "garbage": "workflows.bench.garbage:run",
 }
 """Name -> "module:function" that measures and gives a Result."""
 ON_A_DEVICE = (
@@ -48,7 +50,7 @@ ON_A_DEVICE = (
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")
 """Those that kill; `--only` and `--seed` are theirs."""
-RUNS = {"faults": 20}
+RUNS = {"faults": 20, "soak": 30, "garbage": 10_000}
 """Where the default is not 5."""
 
 
@@ -57,7 +59,9 @@ def bench(
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Repetitions; the median is told. [default: 5; faults: 20 kills of each kind]", min=1
+            help="Repetitions; the median is told. [default: 5; faults: 20 kills of each kind; soak: 30 minutes; "
+            "garbage: 10,000 requests]",
+            min=1,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help=f"cpu, or cuda for {', '.join(ON_A_DEVICE)}.")] = "cpu",

@@ -13,6 +13,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
+from uvicorn.config import HTTP_PROTOCOLS
 
 from workflows.serving.problems import FAILED, LOST, shape_of
 from workflows.serving.wire import BadRequest, Limits
@@ -24,6 +25,7 @@ log = logging.getLogger("ray.serve")
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PATH = f"{__name__}:middlewares"
+PROTOCOL = "workflows.serving.protocol:BoundedProtocol"
 ORDERS = frozenset(
     {
         b"serve-multiplexed-model-id",
@@ -35,7 +37,8 @@ LONG = BadRequest(413, "body", f"more than {Limits().body_bytes} bytes", "send s
 
 
 def middlewares() -> list[Middleware]:
-    """For Serve, which calls this when a proxy starts."""
+    """For Serve, which calls this when a proxy starts, and then uvicorn, which is to read heads within limits."""
+    HTTP_PROTOCOLS["auto"] = PROTOCOL
     return [Middleware(Survivor)]
 
 
