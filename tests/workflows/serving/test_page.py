@@ -145,6 +145,7 @@ def test_images_are_dropped_and_pasted_and_large_ones_shrunk(opened: Visit, how:
         how,
     )
     opened.page.get_by_text("note.png: the browser reads no image").wait_for()
+    assert not opened.page.get_by_role("button", name="Try again").is_visible()
     size = opened.page.get_by_alt_text("photo.png").evaluate(
         "image => [image.naturalWidth, image.naturalHeight]"
     )

@@ -29,7 +29,7 @@ async function run() {
     const recording = new Recording(form.request());
     say("Asking");
     for await (const event of generate(recording.request, { key: $("key").value, signal })) {
-      if (!recording.events.length) open(recording);
+      if (!recording.events.length) begin(recording);
       recording.add(event);
       tell(event, recording);
       player.grew();
@@ -44,7 +44,7 @@ async function run() {
 }
 
 /** The server has taken the request: what was made before goes, and the result comes into sight. */
-function open(recording) {
+function begin(recording) {
   player.load(recording);
   $("facts").textContent = `seed ${recording.request.seed}`;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -43,7 +43,7 @@ export class Pictures {
   async take(files) {
     for (const file of files) {
       try {
-        if (this.items.length >= MOST) throw new Failure({ cause: `${MOST} images are the most`, mend: "remove one first" });
+        if (this.items.length >= MOST) throw refused(`${MOST} images are the most`, "remove one first");
         this.add(await pictureOf(file), file.name);
       } catch (error) {
         this.complain(error);
@@ -85,7 +85,7 @@ async function pictureOf(file) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Failure({ cause: `${file.name || "the file"}: the browser reads no image from it`, mend: "choose a PNG, JPEG or WebP file" });
+    throw refused(`${file.name || "the file"}: the browser reads no image from it`, "choose a PNG, JPEG or WebP file");
   }
   const fits = bitmap.width * bitmap.height <= PIXELS && file.size <= BYTES;
   if (fits && TAKEN.includes(file.type)) return uriOf(file);
@@ -98,6 +98,11 @@ async function pictureOf(file) {
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL(fits ? "image/png" : "image/jpeg", 0.92);
+}
+
+/** A failure that trying again does not mend. */
+function refused(cause, mend) {
+  return new Failure({ field: "", cause, mend }, { status: 422 });
 }
 
 function uriOf(file) {
