@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def at(x: float, y: float, side: float = 10, score: float = 1.0) -> Detection:
 def test_places_by_hand(x: float, y: float, wanted: set[str]) -> None:
     """Centres must lie apart by more than a tenth of both extents, here 2 pixels, and mostly in that direction."""
     assert relations(at(50 + x, 50 + y), at(50, 50)) == wanted
+
+
+def test_all_objects_of_a_clause_lie_so_to_all_of_its_target() -> None:
+    prompt = GenEvalPrompt("", "position", (Wanted("b", 1), Wanted("a", 2, relation="left of", target=0)))
+    target = replace(at(50, 50), label="b")
+    for xs, right in (((10, 20), True), ((10, 90), False), ((90, 10), False), ((80, 90), False)):
+        objects = {"b": [target], "a": [at(x, 50) for x in xs]}
+        assert judge_picture(prompt, objects, lambda _, found: []).correct == right
 
 
 def test_only_confident_detections_count_and_counting_wants_more() -> None:

@@ -116,7 +116,7 @@ def _served(
     found = {one.id: answer for one, answer in zip(asked, ask(asked) if asked else [], strict=True)}
     failed = [f"{name}: {answer.error}" for name, answer in found.items() if answer.error]
     texts = [
-        [o.text if (o := found.get(f"{item.id}/q{n}")) and not o.error else "" for n in range(len(q))]
+        [o.text if (o := found.get(f"{item.id}/q{n}")) else "" for n in range(len(q))]
         for item, q in zip(items, questions, strict=True)
     ]
     return Answers(texts, _failures(failed, "questions"))

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from oneflow_core.encoders import DualEncoder, EncoderError
-from oneflow_core.metrics.clip_score import HESSEL, PERCENT, ClipScores, ScoreRule, clip_score
+from oneflow_core.metrics.clip_score import HESSEL, PERCENT, ScoreRule, clip_score
 from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
-from workflows.evaluation.suites.drawings import drawing_items, drawings, lost, shuffled_place
+from workflows.evaluation.suites.drawings import Drawings, drawing_items, shuffled_place
 from workflows.evaluation.suites.files import chosen, read
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.prompts import read_prompts
@@ -22,6 +22,8 @@ from workflows.evaluation.suites.prompts import read_prompts
 __all__ = ["figures", "items", "judge", "rules"]
 
 SUITE = "clip-score"
+AT_ONCE = 64
+"""Pictures in memory at a time."""
 RULES: dict[str, ScoreRule] = {"percent": PERCENT, "hessel": HESSEL}
 
 
@@ -45,28 +47,25 @@ def judge(
 ) -> Judged:
     """Scores every picture against its prompt; a failed item scores 0, the least there is."""
     assert config is not None
-    held = rules or {}
-    made = drawings(outputs)
-    with_picture = [place for place, one in enumerate(made) if one is not None]
-    other = shuffled_place(len(with_picture))
+    made, held, texts = Drawings(outputs), rules or {}, [str(item.prompt[0]) for item in batch]
     encoder, rule = _encoder(config.clip.path or "", config.clip.device), RULES[config.clip.rule]
     name = f"clip-score/{encoder.kind}_score_{config.clip.rule}"
-    points, shuffled = [0.0] * len(made), [0.0] * len(made)
-    cut = 0
-    if with_picture:
-        seen = [image for image in made if image is not None]
-        texts = [str(batch[place].prompt[0]) for place in with_picture]
-        right = clip_score(encoder, seen, texts, rule=rule)
-        wrong: ClipScores = clip_score(encoder, seen, [texts[o] for o in other], rule=rule)
-        cut = right.cut
-        for place, score, control in zip(with_picture, right.each, wrong.each, strict=True):
-            points[place], shuffled[place] = score, control
+    other = [texts[place] for place in shuffled_place(len(texts))]
+    points, shuffled, cut = np.zeros(len(made)), np.zeros(len(made)), 0
+    for start in range(0, len(made), AT_ONCE):
+        held_here = {start + n: one for n, one in enumerate(made[start : start + AT_ONCE]) if one is not None}
+        if held_here:
+            places, seen = list(held_here), list(held_here.values())
+            right = clip_score(encoder, seen, [texts[n] for n in places], rule=rule)
+            points[places], cut = right.each, cut + right.cut
+            shuffled[places] = clip_score(encoder, seen, [other[n] for n in places], rule=rule).each
     notes = notes_of(held, "prompts")
     if cut:
         notes.append(f"{cut} of {len(batch)} prompts are longer than the encoder reads and were cut")
-    notes += lost(outputs, made, "score 0")
-    scores = [{name: score} for score in points]
-    return Judged(batch, outputs, scores, shuffled, held, notes, name)
+    notes += made.lost("score 0")
+    return Judged(
+        batch, outputs, [{name: float(score)} for score in points], list(shuffled), held, notes, name
+    )
 
 
 def figures(judged: Judged) -> dict[str, Figure]:

@@ -23,7 +23,7 @@ from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig, FeaturesConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
-from workflows.evaluation.suites.drawings import drawing_items, drawings, lost
+from workflows.evaluation.suites.drawings import Drawings, drawing_items
 from workflows.evaluation.suites.files import WHENCE, File, Pictures, chosen, pixels, read, square
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.prompts import read_captions, read_prompts
@@ -33,6 +33,8 @@ __all__ = ["figures", "items", "judge", "rules"]
 SUITE = "coco-fid"
 AT_ONCE = 64
 """Pictures in memory at a time."""
+BLACK_SIDE = 64
+"""Of the picture that stands in for a failed one where none is resized."""
 REFERENCES = {
     "fid": "pytorch-fid 0.3.0",
     "fid_clean": "clean-fid 0.1.35, mode clean",
@@ -60,14 +62,11 @@ def judge(
 ) -> Judged:
     """Features of every picture; a failed item counts as a black one, as pictures that a filter removes do."""
     assert config is not None
-    features, held, made = _features(config.features), rules or {}, drawings(outputs)
+    features, held, made = _features(config.features), rules or {}, Drawings(outputs)
     statistics = _reference(config)[0]
-    side = config.features.square or next((len(one) for one in made if one is not None), 64)
-    black = np.zeros((side, side, 3), np.uint8)
-    shown = [black if one is None else square(one, config.features.square) for one in made]
-    vectors = _encode(features, shown)
-    notes = [*notes_of(held, "prompts"), *lost(outputs, made, "count as black ones")]
-    for what, count in (("generated", len(shown)), ("reference", statistics.count)):
+    vectors = _encode(features, made, config.features.square)
+    notes = [*notes_of(held, "prompts"), *made.lost("count as black ones")]
+    for what, count in (("generated", len(made)), ("reference", statistics.count)):
         if count <= vectors.shape[1]:
             notes.append(
                 f"{count} {what} pictures for {vectors.shape[1]} features: the distance is biased upwards"
@@ -93,8 +92,13 @@ def most_resamples(width: int) -> int:
     return max(10, min(1000, 100_000_000 // width**2))
 
 
-def _encode(features: PictureFeatures, shown: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    return np.concatenate([features(shown[i : i + AT_ONCE]) for i in range(0, len(shown), AT_ONCE)])
+def _encode(features: PictureFeatures, made: Drawings, side: int | None) -> NDArray[np.float64]:
+    black = np.zeros((side or BLACK_SIDE, side or BLACK_SIDE, 3), np.uint8)
+    parts = []
+    for start in range(0, len(made), AT_ONCE):
+        shown = [black if one is None else square(one, side) for one in made[start : start + AT_ONCE]]
+        parts.append(features(shown))
+    return np.concatenate(parts)
 
 
 @lru_cache(1)

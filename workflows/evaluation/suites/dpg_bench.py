@@ -21,7 +21,7 @@ from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.answers import Ask, answered, judge_rule
-from workflows.evaluation.suites.drawings import drawing_items, drawings, lost
+from workflows.evaluation.suites.drawings import Drawings, drawing_items
 from workflows.evaluation.suites.files import File, chosen, read
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.shapes_prompts import shapes_questions
@@ -41,12 +41,12 @@ REFERENCE = "TencentQQGYLab/ELLA compute_dpg_bench.py @3c228f1 (scores its first
 
 def items(config: EvaluateConfig) -> list[Item]:
     """The prompts, `images_per_prompt` times each; truth is the questions as JSON."""
-    return _load_files.items(config)
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where the questions or the judge are missing."""
-    return {**_load_files.rules(config), "judge": judge_rule(config.judge, served)}
+    return {**_loader.rules(config), "judge": judge_rule(config.judge, served)}
 
 
 def judge(
@@ -59,10 +59,10 @@ def judge(
 ) -> Judged:
     """Asks the judge every question; what has no picture, or no answer, counts as "no"."""
     assert config is not None
-    made, held = drawings(outputs), rules or {}
+    made, held = Drawings(outputs), rules or {}
     texts = [[q["text"] for q in json.loads(i.truth)] for i in batch]
     answers = answered(config.judge, batch, outputs, made, texts, ask)
-    notes = [*notes_of(held, "prompts"), *lost(outputs, made, "score 0"), *answers.notes]
+    notes = [*notes_of(held, "prompts"), *made.lost("score 0"), *answers.notes]
     prefix = "dpg-shapes" if config.judge.kind == "shapes" else "dpg"
     return _scored(Judged(batch, outputs, [], [], held, notes, prefix), answers.texts)
 
@@ -157,4 +157,4 @@ def _load(config: EvaluateConfig) -> Loaded:
     )
 
 
-_load_files = Loader(_load)
+_loader = Loader(_load)

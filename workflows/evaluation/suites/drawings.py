@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.files import pixels
 from workflows.evaluation.suites.loading import item
+
+Picture = NDArray[np.uint8]
 
 
 def drawing_items(
@@ -38,24 +41,46 @@ def drawing_items(
     ]
 
 
-def drawings(outputs: Sequence[Output]) -> list[NDArray[np.uint8] | None]:
-    """The first picture of each output, uint8 [H, W, 3]; None where there is none that can be read."""
-    made: list[NDArray[np.uint8] | None] = []
-    for output in outputs:
+class Drawings(Sequence[Picture | None]):
+    """The first picture of each output, uint8 [H, W, 3], or None where there is none that can be read.
+
+    A picture is decoded when it is asked for and not kept: those of a whole evaluation do not fit into memory.
+    """
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        self.outputs = outputs
+        self._known: dict[int, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    @overload
+    def __getitem__(self, place: int) -> Picture | None: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Picture | None]: ...
+
+    def __getitem__(self, place: int | slice) -> Picture | None | list[Picture | None]:
+        """Decodes one, or those of a slice."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        images = self.outputs[place].images
         try:
-            made.append(pixels(output.images[0]) if output.images else None)
+            found = pixels(images[0]) if images else None
         except ValueError:
-            made.append(None)
-    return made
+            found = None
+        self._known[place] = found is not None
+        return found
 
-
-def lost(outputs: Sequence[Output], made: Sequence[NDArray[np.uint8] | None], what: str) -> list[str]:
-    """A line on items without a picture, where there are any, and on what they count as."""
-    missing = [output for output, one in zip(outputs, made, strict=True) if one is None]
-    if not missing:
-        return []
-    why = missing[0].error or "the answer held no picture that can be read"
-    return [f"{len(missing)} of {len(made)} items have no picture and {what}; the first: {why}"]
+    def lost(self, what: str) -> list[str]:
+        """A line on items without a picture, where there are any, and on what they count as."""
+        missing = [
+            n for n in range(len(self)) if not (self._known[n] if n in self._known else self[n] is not None)
+        ]
+        if not missing:
+            return []
+        why = self.outputs[missing[0]].error or "the answer held no picture that can be read"
+        return [f"{len(missing)} of {len(self)} items have no picture and {what}; the first: {why}"]
 
 
 def shuffled_place(count: int) -> list[int]:

@@ -34,7 +34,7 @@ from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.answers import SHAPES_SIDE, Ask, answered, judge_rule
 from workflows.evaluation.suites.config import JudgeConfig
-from workflows.evaluation.suites.drawings import drawing_items, drawings, lost
+from workflows.evaluation.suites.drawings import Drawings, drawing_items
 from workflows.evaluation.suites.files import File, chosen, read
 from workflows.evaluation.suites.geneval_questions import questions_of
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
@@ -52,12 +52,12 @@ Picture = NDArray[np.uint8]
 
 def items(config: EvaluateConfig) -> list[Item]:
     """The prompts, `images_per_prompt` times each; truth is the metadata as JSON."""
-    return _load_files.items(config)
+    return _loader.items(config)
 
 
 def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What decides the figures; UsageError where the metadata or the judge are missing."""
-    return {**_load_files.rules(config), **_judge_rules(config.judge, served)}
+    return {**_loader.rules(config), **_judge_rules(config.judge, served)}
 
 
 def judge(
@@ -70,9 +70,9 @@ def judge(
 ) -> Judged:
     """Whether each picture is right; what has no picture is wrong."""
     assert config is not None
-    made, held = drawings(outputs), rules or {}
+    made, held = Drawings(outputs), rules or {}
     prompts = [_prompt(item) for item in batch]
-    notes = [*notes_of(held, "prompts"), *lost(outputs, made, "count as wrong")]
+    notes = [*notes_of(held, "prompts")]
     how = _how(config.judge)
     if how != "questions":
         see = _exact if how == "shapes" else _detecting(config.judge)
@@ -86,6 +86,7 @@ def judge(
         answers = answered(config.judge, batch, outputs, made, asked, ask)
         verdicts = [_by_answers(q, texts) for q, texts in zip(asked, answers.texts, strict=True)]
         notes += answers.notes
+    notes += made.lost("count as wrong")
     scores = [
         {f"{NAMES[how]}/{name}": float(v.correct) for name in (IMAGES, item.detail)}
         for item, v in zip(batch, verdicts, strict=True)
@@ -271,4 +272,4 @@ def _read(config: EvaluateConfig) -> tuple[dict[str, GenEvalPrompt], dict[str, s
     return prompts, refused, {"metadata": file}
 
 
-_load_files = Loader(_load)
+_loader = Loader(_load)

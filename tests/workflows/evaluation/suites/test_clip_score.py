@@ -13,6 +13,7 @@ from tests.core.tiny_dual import CAPTIONS, tiny_clip, tiny_siglip
 from tests.reference import shared
 from workflows.errors import UsageError
 from workflows.evaluation.suites import clip_score as suite
+from workflows.evaluation.suites.drawings import shuffled_place
 from workflows.evaluation.suites.files import pixels
 
 from .made import FAILED, config, drawn, png, written
@@ -44,7 +45,10 @@ def test_scores_are_those_of_the_encoder_and_a_failed_item_scores_nothing(
     assert [s[score] for s in judged.scores] == pytest.approx([*wanted, 0])
     figure = suite.figures(judged)[score]
     assert figure.estimate.value == pytest.approx(sum(wanted) / 3) and figure.estimate.count == 3
-    other = clip_score(encoder, [pixels(p) for p in pictures[:2]], [TEXTS[1], TEXTS[0]], rule=rule).each
+    order = shuffled_place(3)
+    assert all(order[n] != n for n in range(3))
+    elsewhere = [TEXTS[order[n]] for n in range(2)]
+    other = clip_score(encoder, [pixels(p) for p in pictures[:2]], elsewhere, rule=rule).each
     assert figure.controls["shuffled"] == pytest.approx(sum(other) / 3)
     assert rules["encoder"] == encoder.id and rules["rule"]["weight"] == rule.weight
     assert any("1 of 3 items have no picture" in note for note in judged.notes)

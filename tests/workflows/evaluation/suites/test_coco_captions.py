@@ -72,13 +72,12 @@ def test_cider_of_a_bootstrap_resample_is_cider_of_the_resampled_set(tmp_path: P
     made = {str(n): caption_tokens(" ".join(rng.choice(words, 6))) for n in range(6)}
     true = {n: [caption_tokens(" ".join(rng.choice(words, 6))) for _ in range(3)] for n in made}
     table = CiderTable(made, true)
-    for _ in range(5):
-        drawn = rng.integers(6, size=6)
+    for size in (4, 6, 6, 9):
+        drawn = rng.integers(6, size=size)
         weight = np.bincount(drawn, minlength=6).astype(float)
         doubled = {f"{place}": true[str(n)] for place, n in enumerate(drawn)}
         each = cider({f"{place}": made[str(n)] for place, n in enumerate(drawn)}, doubled)
-        wanted = sum(each.values()) / 6
-        assert weight @ table.scores(weight) / 6 == pytest.approx(wanted, rel=1e-12)
+        assert weight @ table.scores(weight) / size == pytest.approx(sum(each.values()) / size, rel=1e-12)
 
 
 def test_a_failed_item_counts_as_an_empty_caption(tmp_path: Path) -> None:
@@ -128,6 +127,7 @@ def test_limit_and_seed_decide_the_items_and_the_files_decide_the_rules(tmp_path
     names = {tuple(i.id for i in suite.items(small(tmp_path, limit=2, seed=seed))) for seed in range(8)}
     assert len(names) > 1 and all(len(one) == 2 for one in names)
     assert suite.items(small(tmp_path, limit=2)) == suite.items(small(tmp_path, limit=2))
+    assert suite.rules(small(tmp_path, limit=2))["limit"] == 2
     before = suite.rules(small(tmp_path))
     (tmp_path / "moved").mkdir()
     assert suite.rules(small(tmp_path / "moved")) == before
