@@ -54,7 +54,7 @@ check: setup
 # peer into build/peers.
 bench: export ONEFLOW_HOME := $(CURDIR)/build/bench
 bench: setup
-	for name in train-step sample mfu packing targets vocab-loss peer-transfusion encode rebuild loader resume scale train-loop; do $(BIN)/oneflow bench $$name --json || exit 1; done
+	for name in train-step sample mfu packing targets vocab-loss peer-transfusion encode rebuild loader resume scale train-loop serve evaluate; do $(BIN)/oneflow bench $$name --json || exit 1; done
 	$(BIN)/oneflow stack up --config infra/local/store-only.yaml --set mlflow.enabled=false
 	$(BIN)/oneflow bench storage --json; code=$$?; $(BIN)/oneflow stack down --purge; exit $$code
 
