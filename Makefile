@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 UV := uv==0.13.9
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-corpus test-training test-rest check bench manifests lock
+.PHONY: setup demo test test-corpus test-training test-serving test-rest check bench manifests lock
 
 setup: $(VENV)/.ready
 
@@ -32,7 +32,7 @@ demo: setup
 # compute: those of a part run one after the other, the parts beside each other.
 test: setup
 	$(BIN)/python -m pytest tests/core -n 2
-	@$(MAKE) --no-print-directory -j 3 test-corpus test-training test-rest
+	@$(MAKE) --no-print-directory -j 3 test-training test-rest test-corpus test-serving
 
 test-corpus: setup
 	$(BIN)/python -m pytest tests/workflows/corpus --durations 8
@@ -40,9 +40,12 @@ test-corpus: setup
 test-training: setup
 	$(BIN)/python -m pytest tests/workflows/training --durations 8
 
+test-serving: setup
+	$(BIN)/python -m pytest tests/workflows/serving tests/workflows/evaluation --durations 8
+
 test-rest: setup
-	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/workflows/corpus \
-		--ignore tests/workflows/training --durations 8
+	$(BIN)/python -m pytest tests --ignore tests/core --ignore tests/workflows/corpus --ignore tests/workflows/training \
+		--ignore tests/workflows/serving --ignore tests/workflows/evaluation --durations 8
 
 check: setup
 	$(BIN)/ruff format $(if $(CI),--check) .
