@@ -64,9 +64,17 @@ class Attention(nn.Module):
         self.rectangles = rectangles
 
     def forward(
-        self, x_TD: Tensor, rope: Tensor, plan: AttentionPlan, memory: Memory | None = None
+        self,
+        x_TD: Tensor,
+        rope: Tensor,
+        plan: AttentionPlan,
+        memory: Memory | None = None,
+        read_R: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]; with a memory, keys and values are written there first and read from there."""
+        """[T, D] -> [T, D]; with a memory, keys and values are written there first and read from there.
+
+        With `read_R`, for those tokens alone: [R, D].
+        """
         qkv = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(qk, rope).split([self.heads, self.kv_heads], dim=1)
@@ -75,7 +83,12 @@ class Attention(nn.Module):
         if memory is not None and plan.write_T is not None:
             k, v = (x.index_copy_(0, plan.write_T, new) for x, new in zip(memory, (k, v), strict=True))
         out_THd = attend(q, k, v, plan, self.rectangles)
-        return self.out(out_THd.flatten(1))
+        return self.out(taken(out_THd, read_R).flatten(1))
+
+
+def taken(x_T: Tensor, read_R: Tensor | None) -> Tensor:
+    """The rows that are read; None: all."""
+    return x_T if read_R is None else x_T.index_select(0, read_R)
 
 
 class SwiGLU(nn.Module):
@@ -131,14 +144,18 @@ class Block(nn.Module):
         plan: AttentionPlan,
         clock: Clock | None = None,
         memory: Memory | None = None,
+        read_R: Tensor | None = None,
     ) -> Tensor:
-        """[T, D] -> [T, D]."""
+        """[T, D] -> [T, D]; with `read_R` what becomes of those tokens alone, [R, D]."""
         if self.modulation is None or clock is None:
-            x_TD = x_TD + self.attention(self.attention_norm(x_TD), rope, plan, memory)
+            heard_TD = self.attention(self.attention_norm(x_TD), rope, plan, memory, read_R)
+            x_TD = taken(x_TD, read_R) + heard_TD
             return x_TD + self.ffn(self.ffn_norm(x_TD))
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(clock)
+        shift, scale, *rest = self.modulation(clock)
+        gate, ffn_shift, ffn_scale, ffn_gate = (taken(part, read_R) for part in rest)
         heard_TD = torch.addcmul(shift, self.attention_norm(x_TD), 1 + scale)
-        x_TD = torch.addcmul(x_TD, self.attention(heard_TD, rope, plan, memory), 1 + gate)
+        heard_TD = self.attention(heard_TD, rope, plan, memory, read_R)
+        x_TD = torch.addcmul(taken(x_TD, read_R), heard_TD, 1 + gate)
         heard_TD = torch.addcmul(ffn_shift, self.ffn_norm(x_TD), 1 + ffn_scale)
         return torch.addcmul(x_TD, self.ffn(heard_TD), 1 + ffn_gate)
 
@@ -166,8 +183,11 @@ class Backbone(nn.Module):
         plan: AttentionPlan,
         text_time_T: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        read_R: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states, [T, D]; `text_time_T` is for a trunk that is told the time.
+
+        With `read_R` those of these tokens alone, [R, D]: the last block does no more for the others than to show them.
 
         With a cache the plan's keys are its rows, among which the tokens of this pass are written first.
         """
@@ -179,6 +199,8 @@ class Backbone(nn.Module):
                 raise ValueError("this trunk is told the text's time (text_time); give text_time_T")
             times_U, which_T = text_time_T.unique(return_inverse=True)
             clock = Clock(self.time(times_U), which_T)
+        last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            x_TD = block(x_TD, rope, plan, clock, cache.layer(number) if cache else None)
+            memory = cache.layer(number) if cache else None
+            x_TD = block(x_TD, rope, plan, clock, memory, read_R if number == last else None)
         return self.norm(x_TD)

@@ -74,8 +74,13 @@ class OneFlowModel(nn.Module):
         With a cache, which inference alone may give, the tokens of the pass see those of earlier ones too.
         """
         x_TD, skips = self.embed(inputs)
-        hidden_TD = self.backbone(x_TD, inputs.position_T, inputs.attention, inputs.text_time_T, cache)
-        hidden_SD = hidden_TD[inputs.slot_S]
+        at = inputs.position_T, inputs.attention, inputs.text_time_T, cache
+        if torch.is_inference_mode_enabled():
+            read_R = torch.cat([inputs.slot_S, inputs.patch_N])
+            hidden_SD, hidden_ND = self.backbone(x_TD, *at, read_R).tensor_split([len(inputs.slot_S)])
+        else:
+            hidden_TD = self.backbone(x_TD, *at)
+            hidden_SD, hidden_ND = hidden_TD[inputs.slot_S], hidden_TD[inputs.patch_N]
         pi_logit_S, rate_S = self.heads.counts(hidden_SD)
         hidden_RD = hidden_SD[inputs.logit_slot_R]
         logits_RV = nll_K = None
@@ -83,5 +88,5 @@ class OneFlowModel(nn.Module):
             logits_RV = widen(self.heads.tokens(hidden_RD))
         else:
             nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
-        image_ND = self.image_head(hidden_TD[inputs.patch_N], skips)
+        image_ND = self.image_head(hidden_ND, skips)
         return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND, self.heads.deletions(hidden_SD))

@@ -64,9 +64,29 @@ def draw(
             )
         return token
     warmth_F1 = torch.from_numpy(temperature_F).to(logits_FV)[:, None]
-    probability, token_FV = (logits_FV / warmth_F1).softmax(-1).double().sort(dim=-1, descending=True)
+    probability_FV = (logits_FV / warmth_F1).softmax(-1)
+    if config.top_p < 1 or probability_FV.shape[-1] <= HEAD:
+        return _sorted_draw(probability_FV, draws_F, config.top_p)
+    probability, token_FH = probability_FV.topk(HEAD)
+    mass, draws = probability.double().cumsum(-1), torch.from_numpy(draws_F)[:, None]
+    low, high = (torch.searchsorted(mass, draws * by, right=True) for by in (1 - SLACK, 1 + SLACK))
+    token = token_FH.gather(-1, low.clamp(max=HEAD - 1))[:, 0].numpy()
+    unsure = ((low != high) | (high >= HEAD))[:, 0]
+    if unsure.any():
+        token[unsure.numpy()] = _sorted_draw(probability_FV[unsure], draws_F[unsure.numpy()], config.top_p)
+    return token
+
+
+HEAD = 64
+"""Tokens in which most draws fall; only the others need all tokens in their order."""
+SLACK = 1e-5
+"""Most by which probabilities in float32 add up to another number than 1."""
+
+
+def _sorted_draw(probability_FV: Tensor, draws_F: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    probability, token_FV = probability_FV.double().sort(dim=-1, descending=True)
     mass = probability.cumsum(-1)
-    probability = probability.masked_fill(mass - probability >= config.top_p, 0.0)
+    probability = probability.masked_fill(mass - probability >= top_p, 0.0)
     mass = probability.cumsum(-1) / probability.sum(-1, keepdim=True)
     place = torch.searchsorted(mass, torch.from_numpy(draws_F)[:, None], right=True).clamp(
         max=mass.shape[-1] - 1

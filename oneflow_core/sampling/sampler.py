@@ -70,7 +70,7 @@ class InsertionSampler(Stepper[State]):
             gaps = [g for b in np.unique(document_S).tolist() if (g := state.gaps_B[b]) is not None]
             rho_S = self._arrivals(state, document_S, then_B)
             at = np.flatnonzero(self._fires(state, document_S, gaps, rho_S))
-            token = self._tokens(state, document_S[at], _logits(gaps, at))
+            token = self._tokens(state, document_S[at], _logits(gaps, at)) if len(at) else at
             gone = np.flatnonzero(self._deletions(state, element_S, gaps, rho_S))
             state.insert(element_S[at], token)
             state.delete(element_S[gone] + np.searchsorted(at, gone))

@@ -111,6 +111,25 @@ def _outputs(model: OneFlowModel, inputs: ModelInputs) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("text_time", [False, True])
+@pytest.mark.parametrize("count", [8, 0])
+def test_inference_leaves_out_of_the_last_block_what_nobody_reads(text_time: bool, count: int) -> None:
+    config = replace(TINY, text_time=text_time)
+    model, inputs = _model(config), collate(_examples(8)).inputs
+    inputs.slot_S, inputs.logit_slot_R = inputs.slot_S[:count], torch.arange(count)
+    inputs.pair_row_K = None
+    with torch.no_grad():
+        whole = model(inputs)
+    seen: list[int] = []
+    last = list(model.backbone.children_blocks())[-1]
+    last.ffn.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    with torch.inference_mode():
+        read = model(inputs)
+    assert seen == [count + len(inputs.patch_N)] and seen[0] < len(inputs.token_T)
+    for name in ("pi_logit_S", "rate_S", "logits_RV", "image_ND"):
+        torch.testing.assert_close(getattr(read, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text_time", [False, True])
 def test_a_document_sees_neither_its_neighbours_in_a_pack_nor_their_time(text_time: bool) -> None:
     torch.manual_seed(0)
     model = OneFlowModel(replace(TINY, text_time=text_time)).eval()

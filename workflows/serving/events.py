@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from oneflow_core.running import Changes, Snapshot
     from workflows.serving.engine import Engine, Order
-    from workflows.serving.ticket import Ticket
 
 HEARTBEAT_S = 10.0
 """A comment goes out after so long a silence, for whoever cuts idle connections."""
@@ -40,12 +39,29 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the events end or the client has gone, which is told, or cancels this (as Serve does)."""
-        self.body_iterator = self.events
+        self.body_iterator = alive(self.events)
         try:
             await super().__call__(scope, receive, send)
         finally:
             self.order.close()
+            await self.body_iterator.aclose()
             await self.events.aclose()
+
+
+async def alive(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The events, and a comment after every `HEARTBEAT_S` without one."""
+    while True:
+        coming = asyncio.ensure_future(anext(events))
+        try:
+            while not (await asyncio.wait({coming}, timeout=HEARTBEAT_S))[0]:
+                yield BEAT
+            event = coming.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
+        yield event
 
 
 async def growth(engine: Engine, order: Order, request: GenerateRequest, name: str) -> AsyncGenerator[bytes]:
@@ -71,18 +87,8 @@ async def growth(engine: Engine, order: Order, request: GenerateRequest, name: s
             before = after
         if finished:
             break
-        if not await _news(ticket):
-            yield BEAT
+        await ticket.news.wait()
     yield event("done", await engine.answer(order, request))
-
-
-async def _news(ticket: Ticket) -> bool:
-    try:
-        async with asyncio.timeout(HEARTBEAT_S):
-            await ticket.news.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _change(change: Changes) -> dict[str, Any]:

@@ -284,8 +284,10 @@ class Line:
             ticket.settle(Broken() if isinstance(made, Exception) else made)
 
     def _stepped(self) -> dict[int, GeneratedDocument | Exception]:
-        """What a step finished. Where that could not be decoded, those that were finished are lost, and found out by
-        their absence; the others go on."""
+        """What a step finished.
+
+        Where that could not be decoded, it is lost: found out by its absence in the next step, which others take on.
+        """
         from oneflow_core.encoders.latent import EncoderError
 
         try:

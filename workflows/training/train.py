@@ -11,6 +11,7 @@ from typing import Any
 from workflows.config import digest
 from workflows.corpus.holds import reading
 from workflows.errors import OneFlowError
+from workflows.leases import EXPIRY_S, claim, held
 from workflows.storage import join, read_json
 from workflows.tracking import ATTEMPT, end_run, run_status
 from workflows.training.attempts import FILE as ATTEMPTS
@@ -28,6 +29,10 @@ from workflows.training.schedule import progress
 from workflows.training.start import Start, check_parent, pinned
 from workflows.training.stopping import Stopped
 from workflows.training.worker import open_tracker, run_root, tracking_uri
+
+LEASE = "train"
+PATIENCE_S = EXPIRY_S + 10
+"""How long a driver waits for another: longer than the lease of one that died elsewhere lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,8 @@ def run(
     Ray Train's, and are told of every checkpoint.
 
     Raises:
-        OneFlowError: the corpus, storage or cluster is not there, or workers failed more often than allowed.
+        OneFlowError: the corpus, storage or cluster is not there, workers failed more often than allowed, or another
+            process trains this run.
         Stopped: SIGTERM or SIGINT came; what was trained is kept.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -84,7 +90,12 @@ def run(
             f"train: the run has ended at step {(read_progress(root) or {})['step']}; nothing is left to train"
         )
     else:
-        with reading(materials.manifests), watched(root, say), _run_is_ended(config, key):
+        with (
+            _driving(root, say),
+            reading(materials.manifests),
+            watched(root, say),
+            _run_is_ended(config, key),
+        ):
             _train(config, key, root, started, say, callbacks)
     trained = time.monotonic()
     _deliver(config, materials, key, root)
@@ -92,6 +103,17 @@ def run(
     if registered:
         say(f"train: {registered.uri} is version {registered.version} of {registered.name}")
     return _report(config, materials, key, root, run_id, registered, (begun, trained, time.monotonic()))
+
+
+@contextmanager
+def _driving(root: str, say: Callable[[str], None]) -> Iterator[None]:
+    """The lease of the one process that drives a run; waits for one that died on another machine to expire."""
+    if (other := held(root, LEASE)) is not None:
+        say(
+            f"train: the run is driven by {other.told()}; waiting for at most {PATIENCE_S:.0f} s whether it lives"
+        )
+    with claim(root, LEASE, "the run is being trained", wait_s=PATIENCE_S):
+        yield
 
 
 def key_of_run(config: TrainConfig, run_id: str, start: Start | None = None) -> str:

@@ -203,6 +203,23 @@ def test_what_breaks_inside_is_told_without_its_secrets(monkeypatch: pytest.Monk
     run(test)
 
 
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/chat/completions"])
+def test_a_silent_stream_is_kept_open(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(desk: Desk, client: httpx2.AsyncClient) -> None:
+        monkeypatch.setattr("workflows.serving.events.HEARTBEAT_S", 0.05)
+        # Four at once is all that the desk has room for, so the fifth waits in silence.
+        long = {"segments": [TEXT], "steps": 150}
+        others = [asyncio.ensure_future(client.post("/v1/generate", json=long)) for _ in range(4)]
+        while desk.engine.meters.running._value.get() < 4:
+            await asyncio.sleep(0.01)
+        body = REQUESTS[1] if path == "/v1/generate" else CHAT
+        text = (await client.post(path, json={**body, "stream": True})).text
+        assert text.count("\n: ") >= 2 and text.rstrip().splitlines()[-1].startswith("data:")
+        assert [e.status_code for e in await asyncio.gather(*others)] == [200] * 4
+
+    run(test)
+
+
 def test_metrics_count_what_happened() -> None:
     async def test(desk: Desk, client: httpx2.AsyncClient) -> None:
         for body in (*REQUESTS[:2], {**REQUESTS[0], "stream": True}):

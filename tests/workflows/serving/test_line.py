@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oneflow_core.encoders.latent import EncoderError
 from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
 from oneflow_core.running import Options, RunningBatch
 from tests.tiny import tiny_parts
@@ -177,6 +178,30 @@ def test_a_batch_that_breaks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
             assert isinstance(await line.submit([work()])[0].made, GeneratedDocument)
             assert not line.stuck(60)
 
+    run(test())
+
+
+def test_latents_that_cannot_be_decoded_cost_only_those_that_were_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, broken = OneFlowPipeline.documents, []
+
+    def documents(self: OneFlowPipeline, generations: Any) -> Any:
+        if not broken:
+            broken.append(1)
+            raise EncoderError("latents hold values that are not finite")
+        return whole(self, generations)
+
+    async def test() -> None:
+        async with line_of(2, 9) as line:
+            monkeypatch.setattr(OneFlowPipeline, "documents", documents)
+            (first,), (second,) = line.submit([work(steps=3)]), line.submit([work(5, steps=40)])
+            with pytest.raises(Broken):
+                await first.made
+            assert same(await second.made, expected)
+            assert counts(line) == {"joined": 2, "failed": 1, "left": 1}
+
+    expected = OneFlowPipeline(tiny_parts())([PROMPT], seeds=5, steps=40)[0]
     run(test())
 
 

@@ -380,8 +380,11 @@ def replica_pid() -> int:
     return int(pid)
 
 
-def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -> None:
+def test_a_killed_replica_costs_503_and_comes_back_though_the_alias_is_broken(
+    http: httpx2.Client, url: str, registry: Registry
+) -> None:
     streamed: list[str] = []
+    registry.point(registry.add(broken=True))
 
     def stream() -> None:
         streamed.extend(json.dumps([name, data]) for name, data in events_of(http, SLOW))
@@ -398,7 +401,9 @@ def test_a_killed_replica_costs_503_and_no_more(http: httpx2.Client, url: str) -
     assert reply.status_code == 503 and set(reply.json()["error"]) == {"field", "cause", "mend"}
     assert json.loads(streamed[-1])[0] == "error"
     with Client(url, api_key=KEY, attempts=30) as client:
-        assert client.generate(["a red circle"], seed=5).images
+        answer = client.generate(["a red circle"], seed=5)
+        assert answer.images and answer.model["version"] == "1"
+        assert client.health()["upgrade"]["outcome"] == "failed"
 
 
 @pytest.fixture(scope="module")

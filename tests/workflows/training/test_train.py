@@ -21,9 +21,12 @@ from tests.infra.monitoring import RAYS
 from tests.workflows.training.corpus import tiny_config, write_corpus
 from tests.workflows.training.scraping import check_a_run, scraped
 from workflows.errors import OneFlowError, UsageError
+from workflows.leases import claim
 from workflows.lineage.chain import trace
 from workflows.training import models
-from workflows.training.train import run
+from workflows.training.materials import gather
+from workflows.training.train import LEASE, run
+from workflows.training.worker import run_root
 
 TEMPORARY = Path(f"/tmp/of-train-{os.getpid()}")
 """Short, as the paths of sockets must be."""
@@ -221,6 +224,19 @@ def test_a_diverged_run_ends_at_once_and_says_so(
     assert newest.data.tags["oneflow.attempt"] == "1"
 
 
+def test_a_second_driver_of_a_run_is_refused_while_the_first_lives(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(corpus, tmp_path / "c")
+    monkeypatch.setattr("workflows.training.train.PATIENCE_S", 0.5)
+    said: list[str] = []
+    told = f"the run is being trained by process {os.getpid()}"
+    lease = claim(run_root(config, gather(config).run_key), LEASE, "the run is being trained")
+    with lease, pytest.raises(OneFlowError, match=told):
+        run(config, say=said.append)
+    assert f"driven by process {os.getpid()}" in said[1]
+
+
 def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(OneFlowError, match="neither manifest.json nor latest is there"):
         run(tiny_config(tmp_path / "nowhere", tmp_path))
@@ -234,7 +250,6 @@ def test_what_a_config_gets_wrong_is_told_before_anything_starts(corpus: Path, t
 
 def test_the_preset_is_valid_and_the_key_knows_what_makes_a_run(corpus: Path, tmp_path: Path) -> None:
     from workflows.config import load
-    from workflows.training.materials import gather
 
     assert load("train", "shapes-nano").name == "shapes-nano"
     config = tiny_config(corpus, tmp_path)
