@@ -37,8 +37,8 @@ class Limits:
     """Pixels of one image."""
     images: int = 8
     marks: int = 20_000
-    """Quotes and commas of a body: neither texts of that length nor base64 have more. Millions of fields are millions of
-    errors, which take seconds and gigabytes to put into words."""
+    """Quotes and commas of a body: neither texts of that length nor base64 have more. Millions of fields are millions
+    of errors, which take seconds and gigabytes to put into words."""
 
 
 class BadRequest(Exception):
