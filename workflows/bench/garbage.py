@@ -21,7 +21,7 @@ from pathlib import Path
 
 from workflows.bench.child import ROOT
 from workflows.bench.garbage_wire import Case, Place, case
-from workflows.bench.process_memory import processes
+from workflows.bench.process_memory import held, processes
 from workflows.bench.result import Result
 from workflows.bench.server import server
 from workflows.client import Client
@@ -163,7 +163,7 @@ def run(requests: int) -> Result:
             if again.tobytes() != first.tobytes():
                 findings.objections.append(f"after {start + EVERY}: a good request got another picture")
             for role, process in processes(pid):
-                memory.setdefault(f"{role} {process.pid}", []).append(process.memory_info().rss / 2**20)
+                memory.setdefault(f"{role} {process.pid}", []).append(held(process)[0])
         seconds = time.perf_counter() - begun
     findings.objections += [f"reached from {address}" for address in came]
     extra = {
@@ -174,7 +174,7 @@ def run(requests: int) -> Result:
         "slowest_s": findings.slowest[0],
         "slowest": findings.slowest[1],
         "good_request_s": {"most": max(good_s), "last": good_s[-1]},
-        "memory_mib": {who: {"first": held[0], "last": held[-1]} for who, held in memory.items()},
+        "memory_mib": {who: {"first": mib[0], "last": mib[-1]} for who, mib in memory.items()},
     }
     right = requests - len(findings.objections)
     packages = ("torch", "ray", "fastapi", "uvicorn", "pillow")

@@ -1,4 +1,8 @@
-"""Memory of a server's processes over time, and whether it grows: a slope with the interval that it is known to."""
+"""Memory of a server's processes over time, and whether it grows: a slope with the interval that it is known to.
+
+What is followed is what a process has to itself. What it shares is the object store, through which Ray moves bodies of
+more than 100 kB: it is bounded, but counts into the resident memory of all who ever touched its pages.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,8 @@ class Sample:
     """One look at one process."""
 
     at_s: float
+    own_mib: float
+    """Resident memory that it shares with nobody."""
     rss_mib: float
     files: int
     """Open file descriptors."""
@@ -50,10 +56,11 @@ class Watch:
         now = time.monotonic() - self.begun
         for role, process in processes(self.root):
             try:
-                rss, files = process.memory_info().rss / MIB, process.num_fds()
+                own, rss = held(process)
+                files = process.num_fds()
             except psutil.Error:
                 continue
-            self.samples[role, process.pid].append(Sample(now, rss, files))
+            self.samples[role, process.pid].append(Sample(now, own, rss, files))
 
     def figures(self, warm_s: float) -> dict[str, Any]:
         """What each process held, from `warm_s` after it was first seen on."""
@@ -68,10 +75,16 @@ class Watch:
         """MiB by process, the mean of each `BLOCK_S` from its beginning on."""
         told: dict[str, list[float]] = {}
         for (role, pid), samples in sorted(self.samples.items()):
-            at, rss = np.array([s.at_s for s in samples]), np.array([s.rss_mib for s in samples])
+            at, own = np.array([s.at_s for s in samples]), np.array([s.own_mib for s in samples])
             block = (at - at[0]) // BLOCK_S
-            told[f"{role} {pid}"] = [round(float(rss[block == b].mean()), 1) for b in np.unique(block)]
+            told[f"{role} {pid}"] = [round(float(own[block == b].mean()), 1) for b in np.unique(block)]
         return told
+
+
+def held(process: psutil.Process) -> tuple[float, float]:
+    """MiB that a process has to itself, and all that it has touched."""
+    told = process.memory_info()
+    return (told.rss - getattr(told, "shared", 0)) / MIB, told.rss / MIB
 
 
 def processes(root: int) -> list[tuple[str, psutil.Process]]:
@@ -112,15 +125,17 @@ def watched(root: int) -> Iterator[Watch]:
 def figures(samples: Sequence[Sample]) -> dict[str, float]:
     """Of one process: MiB at the beginning, the end and at most, and MiB per hour with its interval (see `growth`)."""
     at = np.array([s.at_s for s in samples])
-    rss = np.array([s.rss_mib for s in samples])
+    own = np.array([s.own_mib for s in samples])
     half = at >= (at[0] + at[-1]) / 2
     return {
         "minutes": float(at[-1] - at[0]) / 60,
-        "first_mib": float(rss[:3].mean()),
-        "last_mib": float(rss[-3:].mean()),
-        "most_mib": float(rss.max()),
-        **_slope("mib_per_hour", at, rss),
-        **_slope("mib_per_hour_second_half", at[half], rss[half]),
+        "first_mib": float(own[:3].mean()),
+        "last_mib": float(own[-3:].mean()),
+        "most_mib": float(own.max()),
+        **_slope("mib_per_hour", at, own),
+        **_slope("mib_per_hour_second_half", at[half], own[half]),
+        "rss_first_mib": samples[0].rss_mib,
+        "rss_last_mib": samples[-1].rss_mib,
         "files_first": float(samples[0].files),
         "files_last": float(samples[-1].files),
     }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_FIELD_CHARS = 200
+"""Of a field's name in a refusal: it may be the caller's own."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -34,6 +36,9 @@ class Limits:
     pixels: int = 1 << 22
     """Pixels of one image."""
     images: int = 8
+    marks: int = 20_000
+    """Quotes and commas of a body: neither texts of that length nor base64 have more. Millions of fields are millions
+    of errors, which take seconds and gigabytes to put into words."""
 
 
 class BadRequest(Exception):
@@ -138,13 +143,17 @@ def read(kind: type[M], body: bytes, limits: Limits, route: str) -> M:
     """
     if len(body) > limits.body_bytes:
         raise BadRequest(413, "body", f"more than {limits.body_bytes} bytes", "send smaller images")
+    if body.count(b'"') + body.count(b",") > limits.marks:
+        raise BadRequest(
+            413, "body", f"more than {limits.marks} quotes and commas", f"see the fields of {route}"
+        )
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise BadRequest(400, "body", str(first["msg"]), "send one JSON object") from None
-        field = ".".join(str(p) for p in first["loc"]) or "body"
+        field = ".".join(str(p) for p in first["loc"])[:MOST_FIELD_CHARS] or "body"
         raise BadRequest(422, field, str(first["msg"]), f"see the fields of {route}") from None
 
 

@@ -71,7 +71,7 @@ def test_a_watch_tells_of_every_process_after_its_warm_up() -> None:
     watch = Watch(os.getpid())
     watch.look()
     assert [role for role, _ in watch.samples] == ["command"]
-    held = [Sample(EVERY_S * n, 500.0 if n < 12 else 600.0, 10) for n in range(120)]
+    held = [Sample(EVERY_S * n, 500.0 if n < 12 else 600.0, 900.0 + n, 10) for n in range(120)]
     watch.samples["replica", 1] = held
     told = watch.figures(warm_s=60)["replica 1"]
     assert (told["first_mib"], told["last_mib"]) == (600, 600)

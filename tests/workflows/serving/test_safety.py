@@ -21,7 +21,7 @@ import pytest
 from tests.workflows.serving.conftest import meters, wait_for
 from workflows.bench import garbage, garbage_images
 from workflows.bench.garbage_wire import Place, head
-from workflows.bench.process_memory import processes
+from workflows.bench.process_memory import held, processes
 from workflows.serving.service import serving
 
 GOOD = {"segments": [{"type": "text", "text": "a red circle"}], "seed": 5, "steps": 4, "trace": True}
@@ -98,7 +98,7 @@ def wire_to(url: str) -> socket.socket:
 
 def replica_mib() -> float:
     (replica,) = [p for role, p in processes(psutil.Process().pid) if role == "replica"]
-    return float(replica.memory_info().rss) / 2**20
+    return held(replica)[0]
 
 
 def test_the_description_holds_for_whatever_is_sent(url: str, tmp_path: Path) -> None:

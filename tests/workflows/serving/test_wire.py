@@ -183,3 +183,27 @@ def test_answers_carry_the_very_pixels() -> None:
     assert again.format == "PNG"
     assert np.array_equal(np.asarray(again), np.asarray(image))
     assert encode_png(image) == base64.b64decode(picture["data"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"%x":0' % n for n in range(100_000)) + b"}",
+        b'{"segments":[' + b"0," * 100_000 + b"0]}",
+    ],
+)
+def test_a_body_of_very_many_fields_is_not_even_read(body: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(body, Limits())
+    assert (caught.value.status, caught.value.field) == (413, "body")
+
+
+def test_the_longest_texts_of_quotes_and_commas_are_read() -> None:
+    texts = [{"type": "text", "text": '",' * 32}] * 64
+    assert len(parse(json.dumps({"segments": texts}).encode(), Limits()).segments) == 64
+
+
+def test_a_refusal_does_not_send_back_a_long_name() -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(json.dumps({"a" * 10_000: 1}).encode(), Limits())
+    assert caught.value.status == 422 and 1 < len(caught.value.field) <= 200
