@@ -106,7 +106,7 @@ def test_the_description_holds_for_whatever_is_sent(url: str, tmp_path: Path) ->
     (tmp_path / "schemathesis.toml").write_text('hooks = "hooks.py"\n')
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
     options = ["--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--continue-on-failure"]
-    bounds = ["--max-examples", "15", "--seed", "1", "--no-color", "--request-timeout", "60"]
+    bounds = ["--max-examples", "10", "--seed", "1", "--no-color", "--request-timeout", "60"]
     run = subprocess.run(
         [*command, *options, *bounds], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
