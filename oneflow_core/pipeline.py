@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oneflow_core.encoders.identity import EncoderError
 from oneflow_core.images import fit
 from oneflow_core.model_directory import ModelParts, load, save
 from oneflow_core.model_source import Facts, local_directory
@@ -111,7 +112,10 @@ class OneFlowPipeline:
         keys = batch.join(batch.prepare(prompts, _each(seeds, n), options))
         made: dict[int, GeneratedDocument] = {}
         while len(batch):
-            made |= batch.step()
+            for key, document in batch.step():
+                if isinstance(document, EncoderError):
+                    raise document
+                made[key] = document
         return [made[key] for key in keys]
 
     def config(self, target: Target, options: Options) -> SamplerConfig:

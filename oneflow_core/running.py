@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oneflow_core.sampling.types import Request, SamplerConfig
+from oneflow_core.encoders.identity import EncoderError
+from oneflow_core.sampling.types import Generation, Request, SamplerConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,11 +165,10 @@ class RunningBatch:
         self._previews += [p.previews for p in prepared]
         return keys
 
-    def step(self) -> list[tuple[int, GeneratedDocument]]:
+    def step(self) -> list[tuple[int, GeneratedDocument | EncoderError]]:
         """One pass of the network for all; returns the documents that are done, which leave.
 
-        Raises:
-            EncoderError: latents that are not finite; those that were done are lost, the others go on.
+        In the place of one whose latents are not finite stands the error that says so.
         """
         self._last = {}
         if not self._keys:
@@ -182,7 +182,7 @@ class RunningBatch:
         made = self._state.finish(done)
         self._last = {key: self._snapshot(b) for key, b in zip(keys, done, strict=True)}
         self._keep(active_B)
-        return list(zip(keys, self._pipeline.documents(made), strict=True))
+        return list(zip(keys, self._decoded(made), strict=True))
 
     def leave(self, keys: Iterable[int]) -> None:
         """These documents are not wanted any more; their place is free. Keys of those that have left change nothing."""
@@ -207,6 +207,15 @@ class RunningBatch:
     def picture(self, view: ImageView) -> Image:
         """The image of an estimate, decoded. Any thread may call it."""
         return self._pipeline.pictures(torch.from_numpy(view.estimate)[None])[0]
+
+    def _decoded(self, made: Sequence[Generation]) -> Sequence[GeneratedDocument | EncoderError]:
+        """All at once; one by one where that fails, so that one which diverged takes no other with it."""
+        try:
+            return self._pipeline.documents(made)
+        except EncoderError as error:
+            if len(made) == 1:
+                return [error]
+        return [one for generation in made for one in self._decoded([generation])]
 
     def _keep(self, left_B: NDArray[np.bool_]) -> None:
         self._state.keep(left_B)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from oneflow_core.encoders import EncoderError
 from oneflow_core.model import OneFlowModel
 from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
 from oneflow_core.running import Changes, Element, Options, RunningBatch, Snapshot, changes
@@ -321,6 +322,22 @@ def test_a_preview_is_where_the_velocity_of_the_last_step_leads() -> None:
     (made,) = sampler.generate([request], config, lambda state: seen.append(state.estimate(0).numpy()))
     for ours, theirs in zip(seen, made.trace.images[0], strict=True):
         assert ours == pytest.approx(theirs.estimate, abs=1e-5)
+
+
+def test_a_document_that_diverged_takes_no_other_with_it() -> None:
+    pipe = pipeline()
+    prompts, options = [Prompt(("a circle",), "image")] * 3, [Options(steps=4)] * 3
+    alone = pipe(prompts, seeds=[1, 2, 3], steps=4)
+    batch = RunningBatch(pipe)
+    keys = batch.join(batch.prepare(prompts, [1, 2, 3], options))
+    assert not batch.step()
+    batch._state.patches[1] = torch.full_like(batch._state.patches[1], torch.nan)
+    made = dict(done for _ in range(3) for done in batch.step())
+    assert isinstance(made[keys[1]], EncoderError) and "not finite" in str(made[keys[1]])
+    for place in (0, 2):
+        document = made[keys[place]]
+        assert isinstance(document, GeneratedDocument)
+        assert np.array_equal(np.asarray(document.images[0]), np.asarray(alone[place].images[0]))
 
 
 def test_prompts_of_different_options_are_one_batch_and_who_leaves_is_gone() -> None:

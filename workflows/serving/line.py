@@ -17,6 +17,7 @@ from workflows.serving.ticket import Ticket, Work
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from oneflow_core.encoders import EncoderError
     from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline
     from oneflow_core.running import ImageView
 
@@ -260,7 +261,7 @@ class Line:
             return
         started = time.perf_counter()
         self.meters.batch.observe(len(self._running))
-        done = self._stepped()
+        done: dict[int, GeneratedDocument | EncoderError] = dict(self._running.step())
         self.meters.steps.inc()
         self.meters.step_seconds.observe(time.perf_counter() - started)
         with self._state:
@@ -271,7 +272,7 @@ class Line:
                 ticket.show(self._running.look(ticket.key))
         self._deliver(finished)
 
-    def _deliver(self, finished: Mapping[Ticket, GeneratedDocument | Exception]) -> None:
+    def _deliver(self, finished: Mapping[Ticket, GeneratedDocument | EncoderError]) -> None:
         """Places are free, and counted so, before anybody hears that a document is done."""
         with self._state:
             for ticket, made in finished.items():
@@ -281,27 +282,7 @@ class Line:
         for ticket, made in finished.items():
             if not isinstance(made, Exception):
                 self.meters.tokens.inc(len(made.trace.insertions))
-            ticket.settle(Broken() if isinstance(made, Exception) else made)
-
-    def _stepped(self) -> dict[int, GeneratedDocument | Exception]:
-        """What a step finished.
-
-        Where that could not be decoded, it is lost: found out by its absence in the next step, which others take on.
-        """
-        from oneflow_core.encoders.latent import EncoderError
-
-        try:
-            return dict(self._running.step())
-        except EncoderError as error:
-            log.error("documents of a step could not be decoded", exc_info=error)
-        more: dict[int, GeneratedDocument | Exception] = dict(self._running.step())
-        for ticket in list(self._members):
-            if ticket.key is not None and ticket.key not in more:
-                try:
-                    self._running.look(ticket.key)
-                except KeyError:
-                    more[ticket.key] = Broken()
-        return more
+            ticket.settle(made)
 
     def _release(self, ticket: Ticket, why: str) -> None:
         if ticket in self._members:
