@@ -337,7 +337,8 @@ def test_a_document_that_diverged_takes_no_other_with_it() -> None:
     for place in (0, 2):
         document = made[keys[place]]
         assert isinstance(document, GeneratedDocument)
-        assert np.array_equal(np.asarray(document.images[0]), np.asarray(alone[place].images[0]))
+        ours, theirs = (np.asarray(d.images[0], int) for d in (document, alone[place]))
+        assert np.abs(ours - theirs).max() <= 1
 
 
 def test_prompts_of_different_options_are_one_batch_and_who_leaves_is_gone() -> None:
