@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workflows.process import settle
 from workflows.serving.engine import Engine
 from workflows.serving.resolution import SCHEME, version_of
 
@@ -24,6 +25,7 @@ def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower 
     from workflows.serving.upgrade import Follower, loaded
 
     torch.set_num_threads(arguments.room.threads)
+    settle("cuda" if arguments.gpus else "cpu")
 
     def load_here(url: str) -> OneFlowPipeline:
         return load(url, gpu=arguments.gpus > 0)

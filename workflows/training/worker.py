@@ -11,6 +11,7 @@ import psutil
 import torch.distributed as dist
 
 from workflows.config import load
+from workflows.process import settle
 from workflows.storage import join
 from workflows.store_retries import make_patient
 from workflows.tracking import FAILURE, MAX_TAG, PARENT_RUN, DatasetRef, RunSpec, Tracker, flat_params
@@ -21,7 +22,6 @@ from workflows.training.loop import Hooks, Outcome, Trainer
 from workflows.training.materials import Materials, gather
 from workflows.training.notes import CHANGED, NOTE, changed_line, experiment_note, run_name, run_note
 from workflows.training.parallel import device_type, join_group
-from workflows.training.process import settle
 from workflows.training.progress import Progress, ProgressWriter, progress_line
 from workflows.training.start import agreed
 from workflows.training.stopping import signals

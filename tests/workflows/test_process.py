@@ -1,4 +1,4 @@
-"""What a training process asks of its allocator is granted: memory that was freed is taken again without a fault."""
+"""What a process asks of its allocator is granted: memory that was freed is taken again without a fault."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 COUNT = """
 import resource, sys
 import torch
-from workflows.training.process import SWITCH_S, settle
+from workflows.process import SWITCH_S, settle
 
 settle(sys.argv[1])
 assert abs(sys.getswitchinterval() - SWITCH_S) < 1e-6

@@ -1,6 +1,6 @@
-"""What a training process asks of its interpreter and of its allocator, so that the training thread is not held up.
+"""What a process asks of its interpreter and of its allocator, so that the thread of the network is not held up.
 
-Measured by oneflow bench train-loop; see docs/benchmarks.md.
+Workers of a training and replicas of a server do. Measured by oneflow bench train-loop; see docs/benchmarks.md.
 """
 
 import ctypes
@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 
 SWITCH_S = 0.0005
-"""The training thread lets go of the interpreter at every operator and wants it back at once; with Python's 5 ms it
-waits that long whenever the loader's thread is at work."""
+"""The network's thread lets go of the interpreter at every operator and wants it back at once; with Python's 5 ms it
+waits that long whenever another thread is at work."""
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 LARGEST = 2**31 - 1
 
