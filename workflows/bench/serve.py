@@ -13,12 +13,7 @@ share of what the server was measured to do, whether earlier ones are answered o
 from __future__ import annotations
 
 import io
-import os
 import random
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from workflows.bench.child import ROOT, Child
+from workflows.bench.child import Child
 from workflows.bench.result import Result
-from workflows.client import Client, ServerError
+from workflows.bench.server import server
+from workflows.client import Client
 from workflows.errors import OneFlowError
 from workflows.evaluation.config import EvaluateConfig, ItemsConfig
 from workflows.evaluation.item import Item
-from workflows.serving.service import free_port
 
 MODEL = "embedded"
 CLIENTS = 16
@@ -55,8 +50,8 @@ def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S) -> Re
     """`runs` turns after one to warm up; `documents` of each kind a turn, `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     with ExitStack() as stack:
-        whole = stack.enter_context(server(CLIENTS))
-        single = stack.enter_context(server(1))
+        whole = stack.enter_context(_server(CLIENTS))
+        single = stack.enter_context(_server(1))
         loop = stack.enter_context(Child("workflows.bench.serve:offline", {"documents": documents}))
         sides: dict[str, Callable[[str], float]] = {
             "served": lambda kind: _ask_all(whole, asked[kind]),
@@ -108,46 +103,12 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def server(batch: int) -> Iterator[Client]:
-    """`oneflow serve` in a process of its own, with one core."""
-    port = free_port()
-    options = ["--port", str(port), "--batch", str(batch), "--queue", str(8 * CLIENTS)]
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workflows", "serve", MODEL, *options],
-            env=inherited | own,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            with Client(f"http://127.0.0.1:{port}", attempts=1, timeout_s=PATIENCE_S) as client:
-                _await(client, process, said)
-                yield client
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _await(client: Client, process: subprocess.Popen[bytes], said: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            client.health()
-            return
-        except ServerError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                said.seek(0)
-                words = " ".join(said.read().decode(errors="replace").split())[-500:]
-                raise OneFlowError(
-                    "oneflow serve", words or str(error), "see whether Ray starts here"
-                ) from None
-            time.sleep(0.2)
+def _server(batch: int) -> Iterator[Client]:
+    with (
+        server(MODEL, {"batch": batch, "queue": 8 * CLIENTS}) as (url, _),
+        Client(url, attempts=1, timeout_s=PATIENCE_S) as client,
+    ):
+        yield client
 
 
 def _ask(client: Client, item: Item) -> None:

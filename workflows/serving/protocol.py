@@ -36,7 +36,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head may begin."""
         super().connection_made(transport)
-        self._in_head, self._taken = True, 0
+        self._in_head, self._taken, self._whole = True, 0, 0
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self._refuse, LATE)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,11 +74,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._taken -= len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """One request more is there as a whole."""
+        self._whole += 1
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         """The client has its answer, perhaps before it has sent everything."""
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
-            self.loop.call_later(LINGER_S, self.transport.close)
+            self.loop.call_later(LINGER_S, self._give_up, self._whole)
+
+    def _give_up(self, whole: int) -> None:
+        """Ends the connection whose request is still not whole; others may use theirs again."""
+        if self._whole == whole and not self._in_head:
+            self.transport.close()
 
     def _stop(self) -> None:
         if self._timer is not None:

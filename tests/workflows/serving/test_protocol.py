@@ -121,3 +121,10 @@ def test_who_goes_on_sending_after_the_answer_is_left(port: int) -> None:
             for _ in range(200):
                 wire.sendall(b"a")
                 time.sleep(0.05)
+
+
+def test_a_body_that_comes_after_its_answer_leaves_the_connection_to_the_next_request(port: int) -> None:
+    head = b"POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+    last = b"GET /last HTTP/1.1\r\nConnection: close\r\n\r\n"
+    answer = said(port, head, b"abcd", b"", b"", b"", last, pause_s=0.2)
+    assert answer.count(b'["/deaf", 2, 0]') == 1 and answer.endswith(b'["/last", 1, 0]')
