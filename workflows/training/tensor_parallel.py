@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from oneflow_core.model import ModelConfig
 from oneflow_core.model.attention import AttentionPlan, attend
-from oneflow_core.model.backbone import Attention, Memory, SwiGLU, rotate
+from oneflow_core.model.backbone import Attention, Memory, SwiGLU, rotate, taken
 from workflows.errors import UsageError
 
 DIVIDED = ("kv_heads", "heads", "ffn")
@@ -118,8 +118,9 @@ def _attention(
     rope: Tensor,
     plan: AttentionPlan,
     memory: Memory | None = None,
+    read_R: Tensor | None = None,
 ) -> Tensor:
-    """`Attention.forward` of this rank's heads, summed over the group; for training, so there is no memory."""
+    """`Attention.forward` of this rank's heads, summed over the group; without a memory, which holds all heads."""
     if memory is not None:
         raise ValueError("a cache holds the keys of all heads; generate within undivided()")
     kv = module.kv_heads * module.head_dim
@@ -128,7 +129,7 @@ def _attention(
     q, k = rotate(q, rope), rotate(k, rope)
     if plan.sharpness_T is not None:
         q = q * plan.sharpness_T.to(q.dtype)[:, None, None]
-    out_THd = attend(q, k, v, plan, module.rectangles)
+    out_THd = taken(attend(q, k, v, plan, module.rectangles), read_R)
     return _summed(F.linear(out_THd.flatten(1), part.of(module.out.weight, 1)), part)
 
 
