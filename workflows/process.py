@@ -1,6 +1,6 @@
 """What a process asks of its interpreter and of its allocator, so that the thread of the network is not held up.
 
-Workers of a training and replicas of a server do. Measured by oneflow bench train-loop; see docs/benchmarks.md.
+Measured by oneflow bench train-loop; see docs/benchmarks.md.
 """
 
 import ctypes

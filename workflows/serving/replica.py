@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-from workflows.process import settle
+from workflows.process import SWITCH_S
 from workflows.serving.engine import Engine
 from workflows.serving.resolution import SCHEME, version_of
 
@@ -25,7 +26,7 @@ def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower 
     from workflows.serving.upgrade import Follower, loaded
 
     torch.set_num_threads(arguments.room.threads)
-    settle("cuda" if arguments.gpus else "cpu")
+    sys.setswitchinterval(SWITCH_S)
 
     def load_here(url: str) -> OneFlowPipeline:
         return load(url, gpu=arguments.gpus > 0)
