@@ -58,14 +58,11 @@ def read_elsewhere(make: Make[W, T], word_at: Callable[[int], W], ahead: int) ->
     made: queue.Queue[_Made[T] | BaseException | None] = queue.Queue()
     threading.Thread(target=_receive_all, args=(ours, made), name="read-elsewhere", daemon=True).start()
     try:
-        with contextlib.suppress(BrokenPipeError):
-            _send(ours, make)
-        asked = 0
-        for number in itertools.count():
-            for number_asked in range(asked, number + ahead + 1):
-                with contextlib.suppress(BrokenPipeError):
-                    _send(ours, word_at(number_asked))
-                asked += 1
+        _tell(ours, make)
+        for number in range(ahead):
+            _tell(ours, word_at(number))
+        for number in itertools.count(ahead):
+            _tell(ours, word_at(number))
             result = made.get()
             if result is None:
                 raise ReadingError(
@@ -103,6 +100,12 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         return (torch.from_numpy, (obj.numpy(),)) if type(obj) is torch.Tensor else NotImplemented
+
+
+def _tell(wire: socket.socket, value: object) -> None:
+    """Sends; that nobody listens any more is found out by who receives."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        _send(wire, value)
 
 
 def _send(wire: socket.socket, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -67,6 +67,6 @@ class Objective(Protocol):
         """Loss of one pack."""
         ...
 
-    def sampler(self, model: OneFlowModel) -> Sampler:
+    def sampler(self, model: OneFlowModel) -> Sampler[Any]:
         """What generates documents with a network trained under this objective."""
         ...

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from oneflow_core.model.oneflow import OneFlowModel
+from oneflow_core.sampling.base import Sampler
 from oneflow_core.sampling.causal import CausalSampler
 from oneflow_core.sampling.masked import MaskedSampler
 from oneflow_core.sampling.sampler import InsertionSampler
@@ -11,7 +14,6 @@ from oneflow_core.sampling.types import (
     ImageState,
     Reencode,
     Request,
-    Sampler,
     SamplerConfig,
     Trace,
 )
@@ -32,7 +34,7 @@ __all__ = [
 
 def build_sampler(
     model: OneFlowModel, *, bos_id: int, image_id: int, reencode: Reencode | None = None
-) -> Sampler:
+) -> Sampler[Any]:
     """The sampler of the objective that the model was trained under.
 
     `reencode` takes latents [B, C, h, w] to understanding features [B, P, dim]; `SamplerConfig.reencode` needs it.

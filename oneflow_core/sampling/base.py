@@ -18,8 +18,8 @@ from oneflow_core.sampling.types import Generation, Reencode, Request, SamplerCo
 S = TypeVar("S", bound=Growing)
 
 
-class Stepper(ABC, Generic[S]):
-    """A sampler with a trained model; see `Sampler`.
+class Sampler(ABC, Generic[S]):
+    """Generates documents with a trained model, whatever its objective.
 
     Every document has its own random stream and its own clock, so its result depends neither on what else is in the
     batch nor on when it joined, up to the floating-point differences that batching makes inside the network.

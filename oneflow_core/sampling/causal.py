@@ -18,7 +18,7 @@ from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.inputs import to_device
 from oneflow_core.model.oneflow import OneFlowModel
 from oneflow_core.ragged import ragged_range, runs
-from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.base import Sampler
 from oneflow_core.sampling.documents import BoolArray, FloatArray, IntArray
 from oneflow_core.sampling.draw import draw, guided
 from oneflow_core.sampling.forward import images_alone, unprompted
@@ -106,16 +106,16 @@ class CausalState(Growing):
         return (np.arange(len(at)) + 1) / max(len(at), 1)
 
 
-class CausalSampler(Stepper[CausalState]):
+class CausalSampler(Sampler[CausalState]):
     """Generates documents with a model of the transfusion objective: a pass a token, `steps` and one an image."""
 
     def empty(self, config: SamplerConfig) -> CausalState:
-        """As `Stepper.empty`."""
+        """As `Sampler.empty`."""
         return CausalState([], config, self.model, self.bos_id, self.image_id, self.reencode)
 
     @torch.inference_mode()
     def step(self, state: CausalState) -> None:
-        """As `Stepper.step`: shows every document's next element; draws the next token, or moves the image."""
+        """As `Sampler.step`: shows every document's next element; draws the next token, or moves the image."""
         count, e = len(state.requests), state.elements
         feed_E = state.feed_E
         fed_B = np.zeros(count, bool)

@@ -12,7 +12,7 @@ from torch import Tensor
 from oneflow_core.flows.schedule import build_schedule
 from oneflow_core.layout import Elements
 from oneflow_core.model.config import ModelConfig
-from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.base import Sampler
 from oneflow_core.sampling.documents import BoolArray, FloatArray, IntArray
 from oneflow_core.sampling.draw import draw
 from oneflow_core.sampling.forward import Batch
@@ -81,16 +81,16 @@ class MaskedState(Growing):
         return at[~self.elements.slot_E[at]]
 
 
-class MaskedSampler(Stepper[MaskedState]):
+class MaskedSampler(Sampler[MaskedState]):
     """Generates documents with a model of the masked objective, in `config.steps` passes; texts of `config.length`."""
 
     def empty(self, config: SamplerConfig) -> MaskedState:
-        """As `Stepper.empty`."""
+        """As `Sampler.empty`."""
         return MaskedState([], config, self.model.config, self.bos_id, self.image_id, self.reencode)
 
     @torch.inference_mode()
     def step(self, state: MaskedState) -> None:
-        """As `Stepper.step`."""
+        """As `Sampler.step`."""
         batch, outputs = self.see(state)
         state.move_images(batch.image_I, batch.full_images, batch.inputs, outputs)
         self._settle(state, batch, batch.guided(outputs.logits_RV))

@@ -13,7 +13,7 @@ from oneflow_core.flows.insertion import fire_probability
 from oneflow_core.flows.schedule import arrival_probability, build_schedule
 from oneflow_core.layout import TOKEN
 from oneflow_core.model.inputs import ModelOutputs
-from oneflow_core.sampling.base import Stepper
+from oneflow_core.sampling.base import Sampler
 from oneflow_core.sampling.documents import BoolArray
 from oneflow_core.sampling.draw import draw, first
 from oneflow_core.sampling.forward import Batch
@@ -24,16 +24,16 @@ SHORTEST = 4
 """An adaptive step is at least this part of a whole one, so that passes stay bounded."""
 
 
-class InsertionSampler(Stepper[State]):
+class InsertionSampler(Sampler[State]):
     """Generates documents with a trained model; at most 2 * steps + flush passes a document (5 * steps if adaptive)."""
 
     def empty(self, config: SamplerConfig) -> State:
-        """As `Stepper.empty`."""
+        """As `Sampler.empty`."""
         return State([], config, self.model.config, self.bos_id, self.image_id, self.reencode)
 
     @torch.inference_mode()
     def step(self, state: State) -> None:
-        """As `Stepper.step`; documents that did not change are not shown to a network that is blind to the time.
+        """As `Sampler.step`; documents that did not change are not shown to a network that is blind to the time.
 
         They take their next steps at once instead, until they change, so that every pass has all documents.
         """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,41 +155,3 @@ class Generation:
 
     segments: tuple[tuple[int, ...] | NDArray[np.float32], ...]
     trace: Trace
-
-
-class Sampler(Protocol):
-    """Generates documents with a trained model, whatever its objective.
-
-    Every document has its own random stream, so its result is the same in any batch, up to the floating-point
-    differences that batching makes inside the network.
-    """
-
-    def begin(self, config: SamplerConfig) -> Any:
-        """A running batch without documents (`growing.Growing`): they `join` it between its steps and `keep` or leave.
-
-        Raises:
-            ValueError: `config.reencode` for a sampler that was given no way from latents to features.
-        """
-        ...
-
-    def step(self, state: Any) -> None:
-        """One pass of the network for all documents that need one, and what follows from it."""
-        ...
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        config: SamplerConfig | None = None,
-        observe: Callable[[Any], None] | None = None,
-    ) -> list[Generation]:
-        """Runs all requests together until each is done.
-
-        Args:
-            requests: ragged prompts and targets, any mixture.
-            config: shared by the batch.
-            observe: called with the running state after every pass.
-
-        Raises:
-            ValueError: `config.reencode` for a sampler that was given no way from latents to features.
-        """
-        ...
