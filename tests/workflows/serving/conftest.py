@@ -106,7 +106,7 @@ def meters(http: httpx2.Client) -> dict[str, float]:
     return {name: float(v) for name, v in (x.rsplit(" ", 1) for x in lines if not x.startswith("#"))}
 
 
-def wait_for(true: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def wait_for(true: Callable[[], Any], what: str, timeout_s: float = 180.0) -> Any:
     """Asks until the answer is true, and gives it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
