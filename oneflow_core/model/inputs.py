@@ -7,6 +7,7 @@ R slots whose vocabulary logits are wanted, K (slot, token) pairs whose log-prob
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,10 +81,19 @@ class ModelOutputs:
     rate_S: Tensor | None
     """lambda_nonzero >= 1: expected missing tokens of a gap that misses some; None likewise."""
     logits_RV: Tensor | None
-    """Vocabulary logits at the wanted slots, where no pairs were given."""
+    """Vocabulary logits at the wanted slots, where no pairs were given; float32 (or float64)."""
     nll_K: Tensor | None
     """-log Q(token) of each given pair."""
     image_ND: Tensor
     """The image head at every patch: velocity or clean latent, as the config says."""
     delete_logit_S: Tensor | None = None
     """logit of P(the slot's own element does not belong to the document), where counts are free."""
+    late: Callable[[Tensor], Tensor] | None = None
+    """Vocabulary logits [F, V] of any slots of the pass, int64 [F], computed when asked for; in inference."""
+
+    def logits_at(self, slot_F: Tensor) -> Tensor:
+        """Vocabulary logits of these slots, [F, V]: computed now, or out of `logits_RV` where that has all slots."""
+        if self.late is not None:
+            return self.late(slot_F)
+        assert self.logits_RV is not None
+        return self.logits_RV[slot_F]

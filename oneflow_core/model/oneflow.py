@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class OneFlowModel(nn.Module):
         """
         x_TD, skips = self.embed(inputs)
         at = inputs.position_T, inputs.attention, inputs.text_time_T, cache
-        if torch.is_inference_mode_enabled():
+        inference = torch.is_inference_mode_enabled()
+        if inference:
             read_R = torch.cat([inputs.slot_S, inputs.patch_N])
             hidden_SD, hidden_ND = self.backbone(x_TD, *at, read_R).tensor_split([len(inputs.slot_S)])
         else:
@@ -89,4 +91,10 @@ class OneFlowModel(nn.Module):
         else:
             nll_K = self.heads.nll(hidden_RD, inputs.pair_row_K, inputs.pair_token_K)
         image_ND = self.image_head(hidden_ND, skips)
-        return ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND, self.heads.deletions(hidden_SD))
+        delete_logit_S = self.heads.deletions(hidden_SD)
+
+        def late(slot_F: Tensor) -> Tensor:
+            return widen(self.heads.tokens(hidden_SD[slot_F]))
+
+        said = ModelOutputs(pi_logit_S, rate_S, logits_RV, nll_K, image_ND, delete_logit_S)
+        return replace(said, late=late) if inference else said

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,9 @@ class Media(Documents):
     Raises:
         ValueError: the config says to re-encode and there is no `reencode` to do it.
     """
+
+    LATE: ClassVar[bool] = False
+    """Whether logits are asked for after the pass, for the slots that want them."""
 
     def __init__(
         self,
@@ -146,7 +150,7 @@ class Media(Documents):
         return np.flatnonzero(self.image_time < 1)
 
     def inputs(self, layout: Layout, plan: AttentionPlan, text_time_T: NDArray) -> ModelInputs:
-        """A pass over `layout`, logits wanted at every slot; images at their present times."""
+        """A pass over `layout`, logits wanted at every slot unless they are `LATE`; images at their present times."""
         time_I = self.image_time.astype(np.float32)[layout.image_I]
         return ModelInputs(
             token_T=torch.from_numpy(layout.token_T),
@@ -168,7 +172,7 @@ class Media(Documents):
             feature_grid_M2=_grids(
                 [_feature_grid(count) for count in self.features_U[layout.read_image_U].tolist()]
             ),
-            logit_slot_R=torch.arange(len(layout.slot_S)),
+            logit_slot_R=torch.arange(0 if self.LATE else len(layout.slot_S)),
         )
 
     def move_images(

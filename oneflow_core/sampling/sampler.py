@@ -52,10 +52,10 @@ class InsertionSampler(Sampler[State]):
         document_S = state.elements.document_E[batch.slot_element_S]
         sizes_B = np.bincount(document_S, minlength=len(state.requests))
         sizes, starts = sizes_B.tolist(), (np.cumsum(sizes_B) - sizes_B).tolist()
-        assert outputs.pi_logit_S is not None and outputs.rate_S is not None and outputs.logits_RV is not None
+        assert outputs.pi_logit_S is not None and outputs.rate_S is not None
         missing = batch.guided(-outputs.pi_logit_S).cpu().split(sizes)
         rate = batch.guided(outputs.rate_S.log()).exp().clamp(min=1).cpu().split(sizes)
-        words = Words(outputs.logits_RV, batch.guidance_S)
+        words = Words(outputs, batch.inputs.slot_S.device, batch.guidance_S)
         delete: tuple[Tensor, ...] | None = None
         if outputs.delete_logit_S is not None:
             delete = batch.guided(outputs.delete_logit_S).cpu().split(sizes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oneflow_core.layout import Elements
 from oneflow_core.model.config import ModelConfig
+from oneflow_core.model.inputs import ModelOutputs
 from oneflow_core.sampling.documents import BoolArray, FloatArray, IntArray
 from oneflow_core.sampling.draw import guided
 from oneflow_core.sampling.growing import Growing
@@ -19,9 +20,10 @@ from oneflow_core.sampling.types import Reencode, Request, SamplerConfig
 
 @dataclass
 class Words:
-    """Vocabulary logits of one pass. They are many, and few gaps fire: guidance waits until a row is wanted."""
+    """Vocabulary logits of one pass. They are many, and few gaps fire: those are computed when they do."""
 
-    logits_RV: Tensor
+    outputs: ModelOutputs
+    device: torch.device
     guidance_S: FloatArray
     """w of each slot of a full copy; the weak copies' rows follow in the same order, of slots whose w is not 0."""
 
@@ -30,7 +32,7 @@ class Words:
         weak_S = len(self.guidance_S) + np.cumsum(self.guidance_S != 0) - 1
         w_F = self.guidance_S[slot_F]
         rows = np.append(slot_F, weak_S[slot_F[w_F != 0]])
-        return guided(self.logits_RV[torch.from_numpy(rows).to(self.logits_RV.device)], w_F)
+        return guided(self.outputs.logits_at(torch.from_numpy(rows).to(self.device)), w_F)
 
 
 @dataclass
@@ -55,6 +57,7 @@ class State(Growing):
     network that is not told the text's time stays with what it said until the document changes.
     """
 
+    LATE = True
     BY_DOCUMENT = (*Growing.BY_DOCUMENT, "flush_B", "changed_B", "gaps_B")
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from oneflow_core.model import KeyValueCache, ModelConfig, ModelInputs, ModelOutputs, OneFlowModel
 from oneflow_core.sampling import Request, SamplerConfig, build_sampler
@@ -70,17 +70,22 @@ class Writer(nn.Module):
         here_S = inputs.token_T[slots].clamp(min=1)
         if self.config.objective == "transfusion":
             following_S = torch.where(here_S > self.length, 0, here_S + 1)
-            return replace(outputs, logits_RV=CERTAIN * (vocab == following_S[:, None]).float())
+            return replace(outputs, logits_RV=CERTAIN * (vocab == following_S[:, None]).float(), late=None)
         document_S = inputs.attention.document_T[slots]
         last_S = torch.cat([document_S[1:] != document_S[:-1], document_S.new_ones(1).bool()])
         next_S = torch.where(last_S, self.length + 2, here_S.roll(-1))
         missing_S = (next_S - here_S - 1).float()
         bag_SV = (vocab > here_S[:, None]) & (vocab < next_S[:, None])
+
+        def late(slot_F: Tensor) -> Tensor:
+            outputs.logits_at(slot_F)
+            return torch.where(bag_SV[slot_F], 0.0, -CERTAIN)
+
         return replace(
             outputs,
             pi_logit_S=torch.where(missing_S > 0, -CERTAIN, CERTAIN),
             rate_S=missing_S.clamp(min=1),
-            logits_RV=torch.where(bag_SV, 0.0, -CERTAIN),
+            late=late,
         )
 
 
