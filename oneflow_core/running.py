@@ -46,6 +46,11 @@ class Prepared:
     config: SamplerConfig
     previews: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt; an image counts as one."""
+        return sum(len(s) if isinstance(s, tuple) else 1 for s in self.request.prompt)
+
 
 @dataclass(frozen=True)
 class Element:

@@ -8,29 +8,23 @@ when its parent does.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
-import os
-import pickle
 import queue
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
+from oneflow_core.wire import environment, receive, send, told
 
 T = TypeVar("T")
 W = TypeVar("W")
 Make = Callable[[Iterator[W]], Iterator[T]]
 """Makes the items, one for each word that it takes; pickled."""
-_SIZE = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,8 @@ def read_elsewhere(make: Make[W, T], word_at: Callable[[int], W], ahead: int) ->
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
+        one_core = environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=one_core)
     made: queue.Queue[_Made[T] | BaseException | None] = queue.Queue()
     threading.Thread(target=_receive_all, args=(ours, made), name="read-elsewhere", daemon=True).start()
     try:
@@ -80,66 +75,25 @@ def read_elsewhere(make: Make[W, T], word_at: Callable[[int], W], ahead: int) ->
         ours.close()
 
 
-def _environment() -> dict[str, str]:
-    """One thread, no GPU, and the parent's modules."""
-    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return os.environ | own
-
-
 def _receive_all(wire: socket.socket, made: queue.Queue[_Made[T] | BaseException | None]) -> None:
     """Takes items off the wire as they come, so that the child need not wait; None says that it is gone."""
     try:
         while True:
-            made.put(_receive(wire))
+            made.put(receive(wire))
     except (EOFError, OSError):
         made.put(None)
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors as arrays, whose bytes travel beside the pickle without being copied."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        return (torch.from_numpy, (obj.numpy(),)) if type(obj) is torch.Tensor else NotImplemented
 
 
 def _tell(wire: socket.socket, value: object) -> None:
     """Sends; that nobody listens any more is found out by who receives."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        _send(wire, value)
-
-
-def _send(wire: socket.socket, value: object) -> None:
-    stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
-    parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    wire.sendall(b"".join(map(_SIZE.pack, (len(parts), *(part.nbytes for part in parts)))))
-    for part in parts:
-        wire.sendall(part)
-
-
-def _receive(wire: socket.socket) -> Any:
-    """Both ends are ours: what is unpickled here comes from the process that this one started."""
-    (count,) = _SIZE.unpack(_exactly(wire, _SIZE.size))
-    sizes = struct.unpack(f"<{count}Q", _exactly(wire, _SIZE.size * count))
-    first, *buffers = [_exactly(wire, size) for size in sizes]
-    return pickle.loads(first, buffers=buffers)
-
-
-def _exactly(wire: socket.socket, size: int) -> bytearray:
-    held = bytearray(size)
-    view = memoryview(held)
-    while view:
-        got = wire.recv_into(view)
-        if not got:
-            raise EOFError
-        view = view[got:]
-    return held
+        send(wire, value)
 
 
 def _words(wire: socket.socket) -> Iterator[Any]:
     with contextlib.suppress(EOFError, OSError):
         while True:
-            yield _receive(wire)
+            yield receive(wire)
 
 
 def main(descriptor: int) -> None:
@@ -148,22 +102,12 @@ def main(descriptor: int) -> None:
     wire = socket.socket(fileno=descriptor)
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
-            make = _receive(wire)
+            make = receive(wire)
             for item in make(_words(wire)):
-                _send(wire, _Made(item))
+                send(wire, _Made(item))
     except Exception as error:
-        error.add_note(f"in the process that prepares data:\n{traceback.format_exc()}")
         with contextlib.suppress(OSError):
-            _send(wire, _portable(error))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or where it cannot travel one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
-    return error
+            send(wire, told(error, "in the process that prepares data"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ BLOCK_S = 60.0
 MIB = 2**20
 ROLES = {
     "ServeReplica": "replica",
+    "serving.model_process": "model",
     "ProxyActor": "proxy",
     "ServeController": "controller",
     "raylet": "raylet",

@@ -146,7 +146,5 @@ def generated(document: GeneratedDocument) -> int:
 
 
 def prompt_tokens(order: Order) -> int:
-    """Tokens of the prompt; an image counts as one."""
-    tokenizer = order.served.pipeline.parts.tokenizer
-    segments = order.tickets[0].work.prompt.segments
-    return sum(len(tokenizer.encode(s)) if isinstance(s, str) else 1 for s in segments)
+    """Tokens of the prompt, once a document of it is done; an image counts as one."""
+    return order.tickets[0].prompt_tokens

@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
+from oneflow_core.pipeline import GeneratedDocument, Prompt
 from oneflow_core.running import Options
 from workflows.serving.line import Closed, Full, Line
 from workflows.serving.meters import Meters
+from workflows.serving.model import Model
 from workflows.serving.ticket import Ticket, Work
 from workflows.serving.wire import (
     BadRequest,
@@ -48,9 +49,19 @@ class Room:
 class Served:
     """A model with its line: what a request is given to, from beginning to end."""
 
-    pipeline: OneFlowPipeline
+    model: Model
     line: Line
-    identity: dict[str, str]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, version and run of the model."""
+        return dict(self.model.facts.identity)
+
+    def end(self) -> None:
+        """Serves what it has, and lets go of the model."""
+        self.line.close()
+        self.line.join()
+        self.model.close()
 
 
 class Order:
@@ -70,31 +81,26 @@ class Order:
 class Engine:
     """The model that is served now, and what all requests to it share."""
 
-    def __init__(
-        self, pipeline: OneFlowPipeline, room: Room | None = None, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, model: Model, room: Room | None = None, limits: Limits | None = None) -> None:
         self.room, self.limits, self.meters = room or Room(), limits or Limits(), Meters()
         self.pool = ThreadPoolExecutor(max(2, self.room.threads), thread_name_prefix="images")
         self.upgrade: dict[str, str] | None = None
         """What became of the last change of model, where there was one."""
-        self.served = self._serve(pipeline)
+        self.served = self._serve(model)
 
-    def replace(self, pipeline: OneFlowPipeline) -> Line:
-        """New requests go to `pipeline`; returns the line of the model before, which serves what it has and ends."""
-        before, self.served = self.served, self._serve(pipeline)
+    def replace(self, model: Model) -> Served:
+        """New requests go to `model`; returns the one before, which takes none any more and is to be ended."""
+        before, self.served = self.served, self._serve(model)
         before.line.close()
-        return before.line
+        return before
 
     def close(self) -> None:
         """Serves what it has, and ends its threads."""
-        self.served.line.close()
-        self.served.line.join()
+        self.served.end()
         self.pool.shutdown()
 
-    def _serve(self, pipeline: OneFlowPipeline) -> Served:
-        room = self.room
-        line = Line(pipeline, self.meters, batch=room.batch, queue=room.queue, threads=room.threads)
-        return Served(pipeline, line, dict(pipeline.identity))
+    def _serve(self, model: Model) -> Served:
+        return Served(model, Line(model, self.meters, batch=self.room.batch, queue=self.room.queue))
 
     def check(self) -> None:
         """Raises `BadRequest` (429) where the queue is full: before a body is read."""
@@ -124,7 +130,7 @@ class Engine:
         Raises:
             BadRequest: an image that cannot be read; `fields` are the parts' names.
         """
-        size = self.served.pipeline.parts.image_size
+        size = self.served.model.facts.image_size
 
         def decoded() -> tuple[Any, ...]:
             return tuple(

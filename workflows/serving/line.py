@@ -9,17 +9,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workflows.serving.meters import Meters
+from workflows.serving.model import Joining, Model, Turn
 from workflows.serving.ticket import Ticket, Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from oneflow_core.encoders import EncoderError
-    from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline
-    from oneflow_core.running import ImageView
+    from oneflow_core.pipeline import GeneratedDocument
+    from oneflow_core.running import ImageView, Snapshot
 
 log = logging.getLogger("ray.serve")
 
@@ -42,27 +44,32 @@ class Closed(Exception):
     """The line takes nobody any more: another model stands in its place."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of a step."""
+
+    done: Mapping[Ticket, GeneratedDocument | EncoderError]
+    seen: Mapping[Ticket, Snapshot]
+
+
 class Line:
     """A bounded queue in front of one running batch, for as long as a model is served.
 
-    A thread prepares those that wait (images are encoded there, all together), another steps the batch: at every step
-    those that are ready join while there is a place, and those that are done or cancelled leave. Requests get places
+    A thread has those that wait prepared (images are encoded then, all together), another has the batch stepped: at
+    every step those that are ready join while there is a place, and those that are done or cancelled leave; what came
+    of a step is told while the next one is computed. Requests get places
     in the order in which they came, one document each in turn, so that a request for many documents does not hold up
     the next one. `batch` documents at most are made at once, and about `queue` wait.
     """
 
-    def __init__(
-        self, pipeline: OneFlowPipeline, meters: Meters, *, batch: int, queue: int, threads: int = 1
-    ) -> None:
-        from oneflow_core.running import RunningBatch
-
+    def __init__(self, model: Model, meters: Meters, *, batch: int, queue: int) -> None:
         self.batch, self.queue, self.meters = batch, queue, meters
-        self._pipeline, self._threads = pipeline, threads
-        self._running = RunningBatch(pipeline)
+        self._model = model
         self._state = threading.Condition()
         self._waiting: deque[deque[Ticket]] = deque()
         self._members: dict[Ticket, None] = {}
         self._gone: list[Ticket] = []
+        self._untold = _Outcome({}, {})
         self._closing = False
         self._document_s = 1.0
         self._beat = time.monotonic()
@@ -94,7 +101,7 @@ class Line:
 
     def picture(self, view: ImageView) -> Image:
         """An image as it stands; any thread, beside the network's."""
-        return self._running.picture(view)
+        return self._model.picture(view)
 
     def check(self) -> None:
         """Raises `Full` where `submit` would: before a body is read."""
@@ -157,9 +164,6 @@ class Line:
                     ticket.place(ahead if ahead >= 0 else None)
 
     def _work(self, turn: Callable[[], bool]) -> None:
-        import torch
-
-        torch.set_num_threads(self._threads)
         while turn():
             pass
 
@@ -177,7 +181,7 @@ class Line:
         """Whether they could be prepared; a single one that could not leaves the line with the reason."""
         works = [ticket.work for ticket in tickets]
         try:
-            prepared = self._running.prepare(
+            prepared = self._model.prepare(
                 [w.prompt for w in works], [w.seed for w in works], [w.options for w in works]
             )
         except Exception as error:
@@ -186,7 +190,7 @@ class Line:
             return False
         with self._state:
             for ticket, ready in zip(tickets, prepared, strict=True):
-                ticket.prepared = ready
+                ticket.prepared, ticket.prompt_tokens = ready, ready.tokens
             self._state.notify_all()
         return True
 
@@ -213,12 +217,12 @@ class Line:
             if not (self._members or gone):
                 return not self._over()
         try:
-            self._running.leave([t.key for t in gone if t.key is not None])
-            self._join(joining)
-            self._advance()
+            self._turn([t.key for t in gone if t.key is not None], joining)
         except Exception as error:
             log.error("a step failed", exc_info=error)
             self._fail()
+        if not self._members:
+            self._tell()
         return True
 
     def _admit(self) -> list[Ticket]:
@@ -250,36 +254,36 @@ class Line:
                 return ticket
         return None
 
-    def _join(self, joining: Sequence[Ticket]) -> None:
-        if joining:
-            prepared = [ticket.prepared for ticket in joining if ticket.prepared is not None]
-            for ticket, key in zip(joining, self._running.join(prepared), strict=True):
-                ticket.key, ticket.prepared = key, None
-
-    def _advance(self) -> None:
-        if not len(self._running):
-            return
+    def _turn(self, leaving: Sequence[int], joining: Sequence[Ticket]) -> None:
+        """One step; what came of the one before is told beside it."""
         started = time.perf_counter()
-        self.meters.batch.observe(len(self._running))
-        done: dict[int, GeneratedDocument | EncoderError] = dict(self._running.step())
-        self.meters.steps.inc()
-        self.meters.step_seconds.observe(time.perf_counter() - started)
-        with self._state:
-            members = list(self._members)
-        finished = {ticket: done[ticket.key] for ticket in members if ticket.key in done}
-        for ticket in members:
-            if ticket.watched and ticket.key is not None and not isinstance(finished.get(ticket), Exception):
-                ticket.show(self._running.look(ticket.key))
-        self._deliver(finished)
+        entering = [Joining(t.prepared, t.watched) for t in joining if t.prepared is not None]
+        turn = self._model.turn(leaving, entering, self._tell)
+        for ticket, key in zip(joining, turn.keys, strict=True):
+            ticket.key, ticket.prepared = key, None
+        if turn.size:
+            self.meters.batch.observe(turn.size)
+            self.meters.steps.inc()
+            self.meters.step_seconds.observe(time.perf_counter() - started)
+        self._book(turn)
 
-    def _deliver(self, finished: Mapping[Ticket, GeneratedDocument | EncoderError]) -> None:
+    def _book(self, turn: Turn) -> None:
         """Places are free, and counted so, before anybody hears that a document is done."""
         with self._state:
-            for ticket, made in finished.items():
+            by_key = {ticket.key: ticket for ticket in self._members}
+            done = {by_key[key]: made for key, made in turn.done.items()}
+            for ticket, made in done.items():
                 self._release(ticket, "failed" if isinstance(made, Exception) else "left")
                 seconds = time.perf_counter() - ticket.since
                 self._document_s += 0.2 * (seconds - self._document_s)
-        for ticket, made in finished.items():
+        self._untold = _Outcome(done, {by_key[key]: snapshot for key, snapshot in turn.seen.items()})
+
+    def _tell(self) -> None:
+        """What came of the last step, to those who wait for it."""
+        outcome, self._untold = self._untold, _Outcome({}, {})
+        for ticket, snapshot in outcome.seen.items():
+            ticket.show(snapshot)
+        for ticket, made in outcome.done.items():
             if not isinstance(made, Exception):
                 self.meters.tokens.inc(len(made.trace.insertions))
             ticket.settle(made)
@@ -292,10 +296,7 @@ class Line:
             self.meters.documents.labels(why).inc()
 
     def _fail(self) -> None:
-        """What broke may have left the batch in pieces: all that took part fail, and a new one begins."""
-        from oneflow_core.running import RunningBatch
-
-        self._running = RunningBatch(self._pipeline)
+        """All that took part fail; the batch is empty."""
         with self._state:
             members = list(self._members)
             for ticket in members:

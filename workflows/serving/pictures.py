@@ -52,7 +52,7 @@ async def plan(engine: Engine, body: bytes) -> Plan:
     request = read(PictureRequest, body, engine.limits, ROUTE)
     demand_model(engine, request.model)
     check_parts([TextPart(type="text", text=request.prompt)], engine.limits, "prompt")
-    side = engine.served.pipeline.parts.image_size
+    side = engine.served.model.facts.image_size
     if request.size not in (None, "auto", f"{side}x{side}"):
         raise BadRequest(422, "size", "the model makes images of one size", f"ask for {side}x{side} or auto")
     options = Options(

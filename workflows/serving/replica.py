@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import logging
+import os
 from typing import TYPE_CHECKING
 
-from workflows.process import SWITCH_S
 from workflows.serving.engine import Engine
+from workflows.serving.model_process import ModelProcess
 from workflows.serving.resolution import SCHEME, version_of
 
 if TYPE_CHECKING:
-    from oneflow_core.pipeline import OneFlowPipeline
     from workflows.serving.arguments import ServeArguments
     from workflows.serving.upgrade import Follower
+
+
+log = logging.getLogger("ray.serve")
 
 
 def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower | None]:
@@ -21,21 +24,18 @@ def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower 
     `first` is the version that the alias pointed to when the server was started: a replica that starts later serves it
     where the alias has come to point to one that does not load.
     """
-    import torch
-
     from workflows.serving.upgrade import Follower, loaded
 
-    torch.set_num_threads(arguments.room.threads)
-    sys.setswitchinterval(SWITCH_S)
+    def load(url: str) -> ModelProcess:
+        model = ModelProcess(url, gpu=arguments.gpus > 0, threads=arguments.room.threads)
+        model.when_gone(_follow)
+        return model
 
-    def load_here(url: str) -> OneFlowPipeline:
-        return load(url, gpu=arguments.gpus > 0)
-
-    pipeline, failure = loaded(arguments.model, first, load_here)
-    engine = Engine(pipeline, arguments.room, arguments.limits)
+    model, failure = loaded(arguments.model, first, load)
+    engine = Engine(model, arguments.room, arguments.limits)
     if not arguments.follow_s:
         return engine, None
-    follower = Follower(engine, arguments.model, arguments.follow_s, load_here)
+    follower = Follower(engine, arguments.model, arguments.follow_s, load)
     if failure is not None:
         follower.report("", "failed", failure)
     follower.start()
@@ -50,12 +50,8 @@ def first_version(arguments: ServeArguments) -> str:
     return f"{SCHEME}{name}/{version}"
 
 
-def load(model: str, *, gpu: bool) -> OneFlowPipeline:
-    """The model on the CPU in float32, or on this replica's GPU in bfloat16."""
-    import torch
-
-    from oneflow_core.pipeline import OneFlowPipeline
-
-    if gpu:
-        return OneFlowPipeline.from_pretrained(model, device="cuda", dtype=torch.bfloat16)
-    return OneFlowPipeline.from_pretrained(model)
+def _follow(code: int) -> None:
+    """A replica without its model is none: it ends, its requests get what those of a killed one get, and Serve starts
+    another."""
+    log.critical("the process of the model ended (exit code %d), and the replica with it", code)
+    os._exit(1)

@@ -40,6 +40,8 @@ class Ticket:
         self.ahead: int | None = None
         """Documents that get a place before this one; None while it need not wait."""
         self.prepared: Prepared | None = None
+        self.prompt_tokens = 0
+        """Once it is prepared; an image counts as one."""
         self.key: int | None = None
         self.since = time.perf_counter()
         self._snapshots: deque[Snapshot] = deque(maxlen=SNAPSHOTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import random
 import threading
@@ -14,8 +13,8 @@ from workflows.serving.resolution import SCHEME, version_of
 from workflows.urls import without_secrets
 
 if TYPE_CHECKING:
-    from oneflow_core.pipeline import OneFlowPipeline
     from workflows.serving.engine import Engine
+    from workflows.serving.model import Model
 
 log = logging.getLogger("ray.serve")
 
@@ -28,9 +27,7 @@ class Follower(threading.Thread):
     look; the one that serves goes on.
     """
 
-    def __init__(
-        self, engine: Engine, model: str, every_s: float, load: Callable[[str], OneFlowPipeline]
-    ) -> None:
+    def __init__(self, engine: Engine, model: str, every_s: float, load: Callable[[str], Model]) -> None:
         super().__init__(name="follower", daemon=True)
         self.engine, self.model, self.every_s, self.load = engine, model, every_s, load
         self._ended = threading.Event()
@@ -52,18 +49,14 @@ class Follower(threading.Thread):
             if version == self.engine.served.identity["version"]:
                 self._forget_failures()
                 return
-            pipeline = self.load(f"{SCHEME}{name}/{version}")
-            prove(pipeline)
+            model = self.load(f"{SCHEME}{name}/{version}")
         except Exception as error:
             log.warning("the upgrade to version %s failed: %s", version or "?", error)
             self.report(version, "failed", error)
             return
-        before = self.engine.replace(pipeline)
+        before = self.engine.replace(model)
         self.report(version, "done")
-        del pipeline
-        before.join()
-        del before
-        free()
+        before.end()
 
     def _forget_failures(self) -> None:
         """The alias is back at the version that serves."""
@@ -78,9 +71,7 @@ class Follower(threading.Thread):
         self.engine.meters.upgrades.labels(outcome).inc()
 
 
-def loaded(
-    model: str, first: str, load: Callable[[str], OneFlowPipeline]
-) -> tuple[OneFlowPipeline, Exception | None]:
+def loaded(model: str, first: str, load: Callable[[str], Model]) -> tuple[Model, Exception | None]:
     """`model`, or `first` (where there is one) and why it was not `model`."""
     try:
         return load(model), None
@@ -89,19 +80,3 @@ def loaded(
             raise
         log.warning("%s does not load, %s is served instead: %s", model, first, error)
         return load(first), error
-
-
-def prove(pipeline: OneFlowPipeline) -> None:
-    """Makes one document in one step: what cannot do that is not to be served."""
-    from oneflow_core.pipeline import Prompt
-
-    pipeline([Prompt(("a",), "image")], steps=1)
-
-
-def free() -> None:
-    """Gives back what the model before held."""
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

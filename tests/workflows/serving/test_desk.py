@@ -20,6 +20,7 @@ from tests.tiny import tiny_parts
 from tests.workflows.serving.conftest import picture, pixels
 from workflows.serving.desk import Desk
 from workflows.serving.engine import Engine, Room
+from workflows.serving.model import LocalModel
 from workflows.serving.openapi import document
 from workflows.serving.proxy import Survivor
 from workflows.serving.wire import Limits
@@ -37,7 +38,8 @@ IDENTITY = {"name": "tiny", "version": "3", "run_id": "r"}
 
 @asynccontextmanager
 async def desk_of(limits: Limits | None = None) -> AsyncIterator[tuple[Desk, httpx2.AsyncClient]]:
-    engine = Engine(OneFlowPipeline(tiny_parts(), IDENTITY), Room(4, 16), limits or Limits(1 << 20))
+    model = LocalModel(OneFlowPipeline(tiny_parts(), IDENTITY))
+    engine = Engine(model, Room(4, 16), limits or Limits(1 << 20))
     desk = Desk(engine)
     routes = [
         Route("/v1/generate", desk.generate, methods=["POST"]),
@@ -76,7 +78,7 @@ def test_answers_are_the_pipelines_and_as_described() -> None:
             assert reply.status_code == 200
             check("Answer", reply.json())
         drawn, told = replies[0].json(), replies[1].json()
-        (made,) = desk.engine.served.pipeline([Prompt(("a red circle",))], seeds=[5])
+        (made,) = OneFlowPipeline(tiny_parts())([Prompt(("a red circle",))], seeds=[5])
         assert np.abs(pixels(drawn["segments"][0]["data"]) - np.asarray(made.images[0], int)).max() <= 1
         assert drawn["model"] == IDENTITY and drawn["trace"] is None
         text = "".join(s["text"] for s in told["segments"])

@@ -16,6 +16,7 @@ from oneflow_core.running import Options, RunningBatch
 from tests.tiny import tiny_parts
 from workflows.serving.line import Broken, Closed, Full, Line
 from workflows.serving.meters import Meters
+from workflows.serving.model import LocalModel
 from workflows.serving.ticket import Work
 
 PROMPT = Prompt(("a red circle",), "image")
@@ -27,7 +28,7 @@ def work(seed: int = 0, steps: int = 6, **options: Any) -> Work:
 
 @asynccontextmanager
 async def line_of(batch: int, queue: int) -> AsyncIterator[Line]:
-    line = Line(OneFlowPipeline(tiny_parts()), Meters(), batch=batch, queue=queue)
+    line = Line(LocalModel(OneFlowPipeline(tiny_parts())), Meters(), batch=batch, queue=queue)
     try:
         yield line
     finally:
