@@ -29,7 +29,7 @@ ROLES = {
     "raylet": "raylet",
     "gcs_server": "gcs",
 }
-"""A part of a process's command line -> what it is."""
+"""A part of the name of a process, or of the module that it runs -> what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ def processes(root: int) -> list[tuple[str, psutil.Process]]:
     found = [("command", command)]
     for process in below:
         try:
-            line = " ".join(process.cmdline()[:1])
+            first, *rest = process.cmdline() or [""]
+            line = f"{first} {rest[1]}" if rest[:1] == ["-m"] else first
         except psutil.Error:
             continue
         found += [(role, process) for part, role in ROLES.items() if part in line][:1]

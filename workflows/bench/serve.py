@@ -33,8 +33,8 @@ from workflows.evaluation.item import Item
 
 MODEL = "embedded"
 CLIENTS = 16
-DOCUMENTS = 48
-"""Of each kind in a turn."""
+DOCUMENTS = 128
+"""Of each kind in a turn: eight for each client, so that the last ones, which leave free places, are few."""
 LOADS = (0.5, 0.8)
 LOAD_S = 30.0
 PATIENCE_S = 300.0

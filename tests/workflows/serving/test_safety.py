@@ -97,8 +97,10 @@ def wire_to(url: str) -> socket.socket:
 
 
 def replica_mib() -> float:
-    (replica,) = [p for role, p in processes(psutil.Process().pid) if role == "replica"]
-    return held(replica)[0]
+    """Of the replica and of its model's process."""
+    own = [p for role, p in processes(psutil.Process().pid) if role in ("replica", "model")]
+    assert len(own) == 2
+    return sum(held(p)[0] for p in own)
 
 
 def test_the_description_holds_for_whatever_is_sent(url: str, tmp_path: Path) -> None:

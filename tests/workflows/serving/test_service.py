@@ -34,6 +34,7 @@ from tests.workflows.serving.conftest import (
     pixels,
     wait_for,
 )
+from workflows.bench.process_memory import processes
 from workflows.cli import app
 from workflows.client import Client, ServerError
 from workflows.errors import OneFlowError, Refused
@@ -406,6 +407,18 @@ def test_a_killed_replica_costs_503_and_comes_back_though_the_alias_is_broken(
         answer = client.generate(["a red circle"], seed=5)
         assert answer.images and answer.model["version"] == "1"
         assert client.health()["upgrade"]["outcome"] == "failed"
+
+
+def test_a_killed_model_costs_503_and_comes_back(http: httpx2.Client, url: str) -> None:
+    (model,) = [p for role, p in processes(os.getpid()) if role == "model"]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(http.post, "/v1/generate", json=SLOW)
+        wait_for(lambda: meters(http)["oneflow_running_documents"] == 1, "one under way")
+        model.kill()
+        reply = asked.result(timeout=120)
+    assert reply.status_code == 503 and set(reply.json()["error"]) == {"field", "cause", "mend"}
+    with Client(url, api_key=KEY, attempts=30) as client:
+        assert client.generate(["a red circle"], seed=5).images
 
 
 @pytest.fixture(scope="module")
