@@ -2,12 +2,13 @@
 
 All sides have one core for the network and make the same documents: captions of pictures, and pictures of texts, of
 the embedded model. The servers are `oneflow serve` as a user starts it, each with a Ray of its own, asked by
-`CLIENTS` clients at once; they differ in --batch. The loop calls the pipeline with as many prompts at once, in
-memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all.
+`CLIENTS` clients at once; they differ in --batch and --dtype. The loop calls the pipeline with as many prompts at once,
+in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all.
 
-`ratio` is documents per second of the server to those of the loop, over both kinds in equal numbers; `batching_speedup`
-is the server to the one with --batch 1, on captions. `load` is an open loop: requests come at random moments at a
-share of what the server was measured to do, whether earlier ones are answered or not.
+`ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
+`batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
+same in bfloat16. `load` is an open loop: requests come at random moments at a share of what the server was measured to
+do, whether earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ from workflows.evaluation.item import Item
 
 MODEL = "embedded"
 CLIENTS = 16
-DOCUMENTS = 128
-"""Of each kind in a turn: eight for each client, so that the last ones, which leave free places, are few."""
+DOCUMENTS = 96
+"""Of each kind in a turn: six for each client, so that the last ones, which leave free places, are few."""
+SINGLES = 24
+"""As many for a server that takes one at a time, where there is no such end."""
 LOADS = (0.5, 0.8)
 LOAD_S = 30.0
 PATIENCE_S = 300.0
 KINDS = ("caption", "t2i")
+DTYPES = ("float32", "bfloat16")
 
 
 def run(runs: int) -> Result:
@@ -49,46 +53,55 @@ def run(runs: int) -> Result:
 def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S) -> Result:
     """`runs` turns after one to warm up; `documents` of each kind a turn, `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
+    few = {kind: items[:SINGLES] for kind, items in asked.items()}
     with ExitStack() as stack:
-        whole = stack.enter_context(_server(CLIENTS))
-        single = stack.enter_context(_server(1))
+        whole, single, whole_bf16, single_bf16 = (
+            stack.enter_context(_server(batch, dtype)) for dtype in DTYPES for batch in (CLIENTS, 1)
+        )
         loop = stack.enter_context(Child("workflows.bench.serve:offline", {"documents": documents}))
         sides: dict[str, Callable[[str], float]] = {
             "served": lambda kind: _ask_all(whole, asked[kind]),
-            "one at a time": lambda kind: _ask_all(single, asked[kind]),
-            "loop": lambda kind: float(loop.ask(kind=kind)["seconds"]),
+            "one at a time": lambda kind: _ask_all(single, few[kind]),
+            "loop": lambda kind: documents / float(loop.ask(kind=kind)["seconds"]),
+            "served, bfloat16": lambda kind: _ask_all(whole_bf16, asked[kind]),
+            "one at a time, bfloat16": lambda kind: _ask_all(single_bf16, few[kind]),
         }
-        seconds: dict[tuple[str, str], list[float]] = {(s, k): [] for s in sides for k in KINDS}
+        rates: dict[tuple[str, str], list[float]] = {(s, k): [] for s in sides for k in KINDS}
         for number in range(runs + 1):
-            for (side, kind), held in seconds.items():
+            for (side, kind), held in rates.items():
                 held += [sides[side](kind)][: number and 1]
-        rate = 2 * documents / median(map(sum, zip(*(seconds["served", k] for k in KINDS), strict=True)))
+        both = median(_over_both(rates, "served"))
         alone = _alone(whole, asked)
-        load = {f"{share:g}": _under_load(whole, asked, share * rate, load_s) for share in LOADS}
-    return _result(documents, seconds, {"alone_s": alone, "load": load})
+        load = {f"{share:g}": _under_load(whole, asked, share * both, load_s) for share in LOADS}
+    return _result(rates, {"alone_s": alone, "load": load})
 
 
-def _result(
-    documents: int, seconds: Mapping[tuple[str, str], list[float]], more: Mapping[str, Any]
-) -> Result:
-    rates = {f"{side}, {kind}": [documents / s for s in held] for (side, kind), held in seconds.items()}
-    both = {
-        side: [2 * documents / (a + b) for a, b in zip(*(seconds[side, k] for k in KINDS), strict=True)]
-        for side in ("served", "loop")
-    }
+def _over_both(rates: Mapping[tuple[str, str], list[float]], side: str) -> list[float]:
+    """Documents a second of a side, as many of one kind as of the other."""
+    return [2 / sum(1 / rate for rate in turn) for turn in zip(*(rates[side, k] for k in KINDS), strict=True)]
 
-    def by_kind(side: str) -> dict[str, float]:
-        return {k: median(rates[f"served, {k}"]) / median(rates[f"{side}, {k}"]) for k in KINDS}
 
+def _result(rates: Mapping[tuple[str, str], list[float]], more: Mapping[str, Any]) -> Result:
+    """From documents a second of each side and kind, turn by turn."""
+
+    def by_kind(side: str, other: str) -> dict[str, float]:
+        return {k: median(rates[side, k]) / median(rates[other, k]) for k in KINDS}
+
+    batching = by_kind("served", "one at a time")
+    batching_bfloat16 = by_kind("served, bfloat16", "one at a time, bfloat16")
+    named = {f"{side}, {kind}": held for (side, kind), held in rates.items()}
     extra = {
-        "batching_speedup": by_kind("one at a time")["caption"],
-        "ratio_by_kind": by_kind("loop"),
-        "batching_speedup_by_kind": by_kind("one at a time"),
-        "documents_per_s": {name: median(held) for name, held in rates.items()},
+        "batching_speedup": batching["caption"],
+        "batching_speedup_bfloat16": batching_bfloat16["caption"],
+        "ratio_by_kind": by_kind("served", "loop"),
+        "batching_speedup_by_kind": batching,
+        "batching_speedup_bfloat16_by_kind": batching_bfloat16,
+        "documents_per_s": {name: median(held) for name, held in named.items()},
         **more,
     }
     packages = ("torch", "ray", "fastapi", "httpx2")
-    return Result("serve", "documents/s", both["served"], both["loop"], packages, extra, rates)
+    ours, peer = _over_both(rates, "served"), _over_both(rates, "loop")
+    return Result("serve", "documents/s", ours, peer, packages, extra, named)
 
 
 def prompts(kind: str, documents: int) -> list[Item]:
@@ -103,9 +116,9 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def _server(batch: int) -> Iterator[Client]:
+def _server(batch: int, dtype: str) -> Iterator[Client]:
     with (
-        server(MODEL, {"batch": batch, "queue": 8 * CLIENTS}) as (url, _),
+        server(MODEL, {"batch": batch, "dtype": dtype, "queue": 8 * CLIENTS}) as (url, _),
         Client(url, attempts=1, timeout_s=PATIENCE_S) as client,
     ):
         yield client
@@ -118,11 +131,11 @@ def _ask(client: Client, item: Item) -> None:
 
 
 def _ask_all(client: Client, items: Sequence[Item]) -> float:
-    """Seconds until all are answered, by `CLIENTS` clients."""
+    """Documents a second, asked by `CLIENTS` clients."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         begun = time.perf_counter()
         list(pool.map(lambda item: _ask(client, item), items))
-        return time.perf_counter() - begun
+        return len(items) / (time.perf_counter() - begun)
 
 
 def _alone(client: Client, asked: Mapping[str, Sequence[Item]]) -> float:

@@ -1,6 +1,6 @@
 """How the Serve application is set up: the options of `oneflow serve`, and the `args` of a Serve config."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +27,10 @@ class ServeArguments(BaseModel):
     cpus: float = Field(default=1, gt=0)
     """Cores of a replica; also its threads."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs of a replica; with any, the model is put there, in bfloat16."""
+    """GPUs of a replica; with any, the model is put there."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network; auto: bfloat16 on a GPU, float32 on a CPU. In bfloat16 a few documents depend on what shares
+    their batch."""
     batch: int = Field(default=16, ge=1)
     """Documents that a replica makes at once."""
     queue: int = Field(default=64, ge=0)

@@ -30,6 +30,9 @@ def serve(
     replicas: Annotated[int, typer.Option(help="Copies of the model.", min=1)] = 1,
     cpus: Annotated[float, typer.Option(help="Cores of a replica.", min=0.1)] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of a replica.", min=0)] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; auto: bfloat16 on GPUs, float32 on CPUs.")
+    ] = "auto",
     batch: Annotated[int, typer.Option(help="Documents that a replica makes at once.", min=1)] = 16,
     queue: Annotated[int, typer.Option(help="Documents that wait at a replica; more get 429.", min=0)] = 64,
     autoscale: Annotated[str, typer.Option(help="MIN:MAX copies, by load, instead of --replicas.")] = "",
@@ -53,6 +56,7 @@ def serve(
         "max_replicas": most,
         "cpus": cpus,
         "gpus": gpus,
+        "dtype": dtype,
         "batch": batch,
         "queue": queue,
         "api_key_env": api_key_env,

@@ -44,6 +44,7 @@ class _Load:
 
     url: str
     gpu: bool
+    dtype: str
     threads: int
     """Of the network on a CPU."""
 
@@ -61,7 +62,7 @@ class ModelProcess:
         ModelGone: the process ended while it loaded.
     """
 
-    def __init__(self, url: str, *, gpu: bool = False, threads: int = 1) -> None:
+    def __init__(self, url: str, *, gpu: bool = False, dtype: str = "auto", threads: int = 1) -> None:
         pairs = {name: socket.socketpair() for name in WIRES}
         theirs = [child.fileno() for _, child in pairs.values()]
         command = [sys.executable, "-m", __name__, *map(str, theirs)]
@@ -73,7 +74,7 @@ class ModelProcess:
         self._locks = {name: threading.Lock() for name in WIRES}
         self._closed = False
         try:
-            self.facts: Facts = self._ask("turn", _Load(url, gpu, threads))
+            self.facts: Facts = self._ask("turn", _Load(url, gpu, dtype, threads))
         except BaseException:
             self.close()
             raise
@@ -142,14 +143,15 @@ class ModelProcess:
 
 
 def _loaded(wanted: _Load) -> LocalModel:
-    """On the CPU in float32, or on this replica's GPU in bfloat16; it has made one document in one step."""
+    """On the CPU or on this replica's GPU; it has made one document in one step."""
     import torch
 
     from oneflow_core.pipeline import OneFlowPipeline, Prompt
 
     torch.set_num_threads(wanted.threads)
-    device, dtype = ("cuda", torch.bfloat16) if wanted.gpu else ("cpu", torch.float32)
-    pipeline = OneFlowPipeline.from_pretrained(wanted.url, device=device, dtype=dtype)
+    half = wanted.dtype == "bfloat16" or (wanted.dtype == "auto" and wanted.gpu)
+    kind = torch.bfloat16 if half else torch.float32
+    pipeline = OneFlowPipeline.from_pretrained(wanted.url, device="cuda" if wanted.gpu else "cpu", dtype=kind)
     # What cannot do that is not to be served.
     pipeline([Prompt(("a",), "image")], steps=1)
     return LocalModel(pipeline)

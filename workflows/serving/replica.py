@@ -27,7 +27,8 @@ def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower 
     from workflows.serving.upgrade import Follower, loaded
 
     def load(url: str) -> ModelProcess:
-        model = ModelProcess(url, gpu=arguments.gpus > 0, threads=arguments.room.threads)
+        gpu, threads = arguments.gpus > 0, arguments.room.threads
+        model = ModelProcess(url, gpu=gpu, dtype=arguments.dtype, threads=threads)
         model.when_gone(_follow)
         return model
 

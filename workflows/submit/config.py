@@ -2,7 +2,7 @@
 
 import re
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -88,7 +88,9 @@ class Serve(Config):
     cpus: float = Field(default=1, gt=0)
     """CPUs of a copy."""
     gpus: float = Field(default=0, ge=0)
-    """GPUs of a copy; with any, the model is there, in bfloat16."""
+    """GPUs of a copy; with any, the model is there."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network; auto: bfloat16 on a GPU, float32 on a CPU."""
     batch: int = Field(default=16, ge=1)
     """Documents that a copy makes at once."""
     queue: int = Field(default=64, ge=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from oneflow_core.model_directory import INDEX, ModelDirectoryError
@@ -27,6 +28,7 @@ PROMPTS = [
     Prompt((Image.new("RGB", (16, 16), (200, 30, 10)),), "text"),
     Prompt(("a", Image.new("RGB", (16, 16))), "document"),
 ]
+DTYPES = {"auto": torch.float32, "bfloat16": torch.bfloat16}
 SEEDS, OPTIONS = [1, 2, 3], [Options(steps=n, previews=True) for n in (4, 6, 5)]
 
 
@@ -35,9 +37,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return OneFlowPipeline(tiny_parts()).save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="module", params=["auto", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def elsewhere(directory: Path) -> Iterator[ModelProcess]:
-    model = ModelProcess(str(directory))
+def elsewhere(directory: Path, dtype: str) -> Iterator[ModelProcess]:
+    model = ModelProcess(str(directory), dtype=dtype)
     yield model
     model.close()
     assert not psutil.pid_exists(model.pid)
@@ -58,8 +65,8 @@ def make(model: Model) -> tuple[dict[int, GeneratedDocument], list[dict[int, Sna
     return done, seen
 
 
-def test_it_makes_what_it_makes_in_this_process(directory: Path, elsewhere: ModelProcess) -> None:
-    here = LocalModel(OneFlowPipeline.from_pretrained(directory))
+def test_it_makes_what_it_makes_in_this_process(directory: Path, dtype: str, elsewhere: ModelProcess) -> None:
+    here = LocalModel(OneFlowPipeline.from_pretrained(directory, dtype=DTYPES[dtype]))
     assert elsewhere.facts == here.facts
     (ours, seen_here), (theirs, seen_there) = make(here), make(elsewhere)
     for number, document in ours.items():
