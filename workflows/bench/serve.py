@@ -106,7 +106,7 @@ def prompts(kind: str, documents: int) -> list[Item]:
 def _server(batch: int) -> Iterator[Client]:
     with (
         server(MODEL, {"batch": batch, "queue": 8 * CLIENTS}) as (url, _),
-        Client(url, attempts=1, timeout_s=PATIENCE_S) as client,
+        Client(url, timeout_s=PATIENCE_S, patience_s=0) as client,
     ):
         yield client
 
