@@ -12,10 +12,12 @@ import base64
 import io
 import json
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import httpx2
@@ -25,7 +27,8 @@ from workflows.errors import OneFlowError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RETRIED = frozenset({429, 502, 503, 504})
+FULL = 429
+RETRIED = frozenset({502, 503, 504})
 """Statuses after which the same request may do better. Others say that it is wrong, or that the server is."""
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
@@ -42,13 +45,20 @@ class ServerError(OneFlowError):
         super().__init__(what, cause, mend)
         self.status = status
         self.retry_after_s: float | None = None
+        self.attempts = 1
+        """How often it was asked."""
 
 
-@dataclass(frozen=True, slots=True)
+class Stopped(ServerError):
+    """The client's `stop` was set before the request was answered."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A document as the server made it."""
 
-    segments: tuple[str | Image, ...]
+    parts: tuple[str | bytes, ...]
+    """The segments as they came: texts, and PNG files."""
     model: dict[str, str]
     """name, version and run_id of the model that made it."""
     seed: int
@@ -56,11 +66,17 @@ class Answer:
     seconds: float
     """From arrival to answer, as the server saw it."""
     attempts: int = 1
+    """How often it was asked."""
+
+    @cached_property
+    def segments(self) -> tuple[str | Image, ...]:
+        """The texts and images, in reading order. Raises `ServerError` where an image cannot be read."""
+        return tuple(part if isinstance(part, str) else _image(part) for part in self.parts)
 
     @property
     def text(self) -> str:
         """The text segments, joined by nothing."""
-        return "".join(s for s in self.segments if isinstance(s, str))
+        return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -78,27 +94,47 @@ class Event:
     @property
     def answer(self) -> Answer:
         """The document of a `done` event."""
-        return _answer(self.data, 1)
+        return _answer(self.data)
 
     @property
     def image(self) -> Image:
         """The picture of a `preview` event."""
-        return _image(self.data["data"])
+        return _image(base64.b64decode(self.data["data"], validate=True))
 
 
 class Client:
-    """Asks one server. 429 (after its Retry-After), 502, 503, 504 and broken connections are tried again."""
+    """Asks one server; any number of threads may share it.
+
+    Args:
+        timeout_s: seconds that the server may be silent.
+        attempts: how often a request may fail before that is told. Being sent away from a full queue (429) is no
+            failure: it is asked again when Retry-After says.
+        patience_s: seconds after which nothing is asked again; with 0 a full queue is told of at once.
+        retried: statuses after which a request is asked again, up to `attempts` times in all.
+        stop: once it is set nothing more is asked, and waits end; what is under way is still awaited.
+    """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, timeout_s: float = 600.0, attempts: int = 6
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 600.0,
+        attempts: int = 6,
+        patience_s: float = 900.0,
+        retried: Set[int] = RETRIED,
+        stop: threading.Event | None = None,
     ) -> None:
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1, not {attempts}")
-        self.url, self.attempts = url.rstrip("/"), attempts
+        self.url, self.attempts, self.patience_s = url.rstrip("/"), attempts, patience_s
+        self._retried, self._stop = retried, stop or threading.Event()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0))
         try:
-            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
+            # A thread that waited for one of 100 connections would hear of a time-out.
+            limits = httpx2.Limits(max_connections=None)
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, limits=limits)
         except httpx2.InvalidURL as error:
             raise ServerError(url, str(error), "give an address like http://127.0.0.1:8000") from None
 
@@ -118,8 +154,8 @@ class Client:
         Raises:
             ServerError: no server, or one that is not ready.
         """
-        data, _ = self._call("GET", "/healthz")
-        return _object(data)
+        said, _ = self._until_answered(lambda: self._whole("GET", "/healthz"))
+        return said
 
     def generate(
         self,
@@ -137,13 +173,13 @@ class Client:
         """One document. Segments are texts, images, or the bytes of image files.
 
         Raises:
-            ServerError: refused, or no answer after all attempts.
+            ServerError: refused, or no answer after all attempts; `Stopped` where `stop` was set.
         """
         options = {"seed": seed, "steps": steps, "guidance": guidance, "temperature": temperature}
         more = {"max_images": max_images, "max_tokens": max_tokens}
         body = request_body(segments, target=target, trace=trace, **options, **more)
-        data, attempts = self._call("POST", "/v1/generate", body)
-        return _answer(_object(data), attempts)
+        answer, attempts = self._until_answered(lambda: _answer(self._whole("POST", "/v1/generate", body)))
+        return replace(answer, attempts=attempts)
 
     def stream(
         self, segments: Sequence[str | bytes | Image], *, target: Target = "image", **options: Any
@@ -155,7 +191,7 @@ class Client:
             ServerError: refused, broken off, or an `error` event. What has begun is not tried again.
         """
         body = request_body(segments, target=target, stream=True, **options)
-        reply, _ = self._retried(lambda: self._open("POST", "/v1/generate", body))
+        reply, _ = self._until_answered(lambda: self._open("POST", "/v1/generate", body))
         last = ""
         with closing(reply):
             try:
@@ -170,30 +206,35 @@ class Client:
         if last != "done":
             raise ServerError(self.url, "the stream ended before the document was done", "ask again")
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[bytes, int]:
-        """The whole answer, and how many attempts it took."""
+    def _whole(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        with closing(self._open(method, path, body)) as reply, self._explained():
+            data = bytearray()
+            for chunk in reply.iter_bytes():
+                data += chunk
+                if len(data) > MOST_BYTES:
+                    raise ServerError(
+                        self.url, f"the answer is longer than {MOST_BYTES} bytes", "ask for less", 200
+                    )
+        return _object(bytes(data))
 
-        def whole() -> bytes:
-            with closing(self._open(method, path, body)) as reply, self._explained():
-                data = bytearray()
-                for chunk in reply.iter_bytes():
-                    data += chunk
-                    if len(data) > MOST_BYTES:
-                        cause = f"the answer is longer than {MOST_BYTES} bytes"
-                        raise ServerError(self.url, cause, "ask for less", reply.status_code)
-                return bytes(data)
-
-        return self._retried(whole)
-
-    def _retried(self, ask: Callable[[], T]) -> tuple[T, int]:
-        for attempt in range(1, self.attempts + 1):
+    def _until_answered(self, ask: Callable[[], T]) -> tuple[T, int]:
+        """What `ask` gave in the end, and how often it was called."""
+        begun, failures, attempt = time.monotonic(), 0, 0
+        while not self._stop.is_set():
+            attempt += 1
             try:
                 return ask(), attempt
             except ServerError as error:
-                if attempt == self.attempts or not (error.status is None or error.status in RETRIED):
+                error.attempts = attempt
+                full = error.status == FULL
+                failures += not full
+                again = full or error.status is None or error.status in self._retried
+                pause = _pause(attempt, error)
+                late = time.monotonic() - begun + pause > self.patience_s
+                if not again or late or failures == self.attempts:
                     raise
-                time.sleep(_pause(attempt, error.retry_after_s))
-        raise AssertionError("unreachable")
+                self._stop.wait(pause)
+        raise Stopped(self.url, "stopped before it answered", "ask again")
 
     def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
         """An answer with status 200 whose body is yet to be read."""
@@ -229,31 +270,41 @@ def _part(segment: str | bytes | Image) -> dict[str, str]:
     return {"type": "image", "data": base64.b64encode(segment).decode("ascii")}
 
 
-def _answer(value: Mapping[str, Any], attempts: int) -> Answer:
+def _answer(value: Mapping[str, Any]) -> Answer:
     try:
-        segments = tuple(s["text"] if s["type"] == "text" else _image(s["data"]) for s in value["segments"])
+        parts = tuple(
+            str(s["text"]) if s["type"] == "text" else base64.b64decode(s["data"], validate=True)
+            for s in value["segments"]
+        )
         model = {str(k): str(v) for k, v in value["model"].items()}
-        return Answer(segments, model, value["seed"], value["trace"], value["seconds"], attempts)
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        cause = f"the answer cannot be read: {type(error).__name__}: {error}"
-        raise ServerError("the server", cause, "ask a server of this version") from None
+        return Answer(parts, model, value["seed"], value["trace"], value["seconds"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable(error) from None
 
 
-def _image(data: str) -> Image:
+def _image(data: bytes) -> Image:
     from PIL import Image
 
-    image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=("PNG",))
-    image.load()
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(error) from None
     return image
+
+
+def _unreadable(error: Exception) -> ServerError:
+    cause = f"the answer cannot be read: {type(error).__name__}: {error}"
+    return ServerError("the server", cause, "ask a server of this version", 200)
 
 
 def _object(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise ServerError("the server", f"its answer is no JSON: {error}", "check the address") from None
+        raise ServerError("the server", f"its answer is no JSON: {error}", "check the address", 200) from None
     if not isinstance(value, dict):
-        raise ServerError("the server", "its answer is no JSON object", "check the address")
+        raise ServerError("the server", "its answer is no JSON object", "check the address", 200)
     return value
 
 
@@ -263,18 +314,23 @@ def _refusal(url: str, reply: httpx2.Response | None, said: bytes | Mapping[str,
         told = value["error"]
         cause, mend = f"{told['field']} {told['cause']}".strip(), str(told["mend"])
     except (ValueError, KeyError, TypeError):
-        cause, mend = str(said)[:300], "see the server's log"
+        words = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+        cause, mend = words[:300], "see the server's log"
     status = None if reply is None else reply.status_code
     error = ServerError(url, f"HTTP {status}: {cause}" if status else cause, mend, status)
-    wait = reply.headers.get("retry-after", "") if reply is not None else ""
-    error.retry_after_s = float(wait) if wait.isdigit() else None
+    if reply is not None:
+        # A date, which no server of ours sends, counts as none.
+        with suppress(ValueError):
+            error.retry_after_s = max(0.0, float(reply.headers.get("retry-after", "")))
     return error
 
 
-def _pause(attempt: int, asked_s: float | None) -> float:
-    """Seconds before the next attempt: longer each time, and no less than the server asked for.
+def _pause(attempt: int, error: ServerError) -> float:
+    """Seconds before the next attempt: what a full queue asks for; else longer each time, and no less than that.
 
     Spread, so that those who were refused together do not come back together.
     """
-    wait = max(FIRST_WAIT_S * 2 ** (attempt - 1), asked_s or 0.0)
+    wait = error.retry_after_s or 0.0
+    if not wait or error.status != FULL:
+        wait = max(wait, FIRST_WAIT_S * 2 ** min(attempt - 1, 10))
     return min(wait, LONGEST_WAIT_S) * random.uniform(1.0, 1.25)

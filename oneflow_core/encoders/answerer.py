@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oneflow_core.encoders.identity import EncoderError, encoder_id, quiet_loading, read_name
+from oneflow_core.encoders.checkpoints import loading, model_kind, quiet_loading, read_model
+from oneflow_core.encoders.identity import encoder_id, read_name
 
 CHAT_REQUEST = "{question} Answer with one word."
 """What a chat model is told; it is part of the judge, and of its id."""
 MOST_TOKENS = 10
 """Tokens of an answer that is generated."""
+KINDS: dict[str, Literal["classifier", "generator"]] = {"vilt": "classifier", "blip": "generator"}
+"""How models for visual question answering answer, by their type; all others are talked to."""
 
 
 class Answerer:
@@ -25,8 +28,7 @@ class Answerer:
         """Wraps a model for visual question answering, or one of image and text to text, with its processor."""
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
-        kinds: dict[str, Literal["classifier", "generator"]] = {"vilt": "classifier", "blip": "generator"}
-        self.kind: Literal["classifier", "generator", "chat"] = kinds.get(model.config.model_type, "chat")
+        self.kind: Literal["classifier", "generator", "chat"] = KINDS.get(model.config.model_type, "chat")
         settings = {"type": model.config.model_type, "request": CHAT_REQUEST, "tokens": MOST_TOKENS}
         self.id = encoder_id(name, settings, model)
 
@@ -40,28 +42,17 @@ class Answerer:
         import transformers
 
         source = str(name_or_path)
-        try:
-            with quiet_loading():
-                kind = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
-                auto: Any = (
-                    transformers.AutoModelForVisualQuestionAnswering
-                    if kind in ("vilt", "blip")
-                    else transformers.AutoModelForImageTextToText
-                )
-                model, told = auto.from_pretrained(
-                    source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-                )
-                processor = transformers.AutoProcessor.from_pretrained(
-                    source, trust_remote_code=False, backend="pil"
-                )
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
-            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise EncoderError(
-                f"no model that answers questions about pictures could be loaded from {source!r}: {why}; name a "
-                "directory or a hub repository of a ViLT, a BLIP, or an image-text-to-text model"
-            ) from error
-        if told["missing_keys"]:
-            raise EncoderError(f"{source!r} lacks weights: {sorted(told['missing_keys'])[0]}; fetch it anew")
+        mend = "name a directory or a hub repository of a ViLT, a BLIP, or an image-text-to-text model"
+        with quiet_loading(), loading("model that answers questions about pictures", repr(source), mend):
+            auto: Any = (
+                transformers.AutoModelForVisualQuestionAnswering
+                if model_kind(source) in KINDS
+                else transformers.AutoModelForImageTextToText
+            )
+            model = read_model(auto, source)
+            processor = transformers.AutoProcessor.from_pretrained(
+                source, trust_remote_code=False, backend="pil"
+            )
         return cls(model.to(device), processor, read_name(source, None))
 
     @torch.inference_mode()

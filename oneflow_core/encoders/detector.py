@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oneflow_core.encoders.checkpoints import loading, quiet_loading, read_image_processor, read_model
 from oneflow_core.encoders.dual import DualEncoder
-from oneflow_core.encoders.identity import EncoderError, encoder_id, quiet_loading, read_name
+from oneflow_core.encoders.identity import encoder_id, read_name
 from oneflow_core.metrics.geneval import COLOUR_TEMPLATES, COLOURS, THRESHOLD, Detection
 
 NAMES = {
@@ -49,22 +50,10 @@ class Detector:
         import transformers
 
         source = str(name_or_path)
-        try:
-            with quiet_loading():
-                model, told = transformers.AutoModelForObjectDetection.from_pretrained(
-                    source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-                )
-                processor = transformers.AutoImageProcessor.from_pretrained(
-                    source, backend="pil", trust_remote_code=False
-                )
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
-            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise EncoderError(
-                f"no object detector could be loaded from {source!r}: {why}; name a directory or a hub repository "
-                "of a model for object detection (RT-DETR, YOLOS, Conditional DETR, ...)"
-            ) from error
-        if told["missing_keys"]:
-            raise EncoderError(f"{source!r} lacks weights: {sorted(told['missing_keys'])[0]}; fetch it anew")
+        mend = "name a directory or a hub repository of a model for object detection (RT-DETR, YOLOS, ...)"
+        with quiet_loading(), loading("object detector", repr(source), mend):
+            model = read_model(transformers.AutoModelForObjectDetection, source)
+            processor = read_image_processor(source)
         return cls(model.to(device), processor, read_name(source, None))
 
     @torch.inference_mode()

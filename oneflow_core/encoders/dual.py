@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from oneflow_core.encoders.identity import EncoderError, encoder_id, locate, quiet_loading, read_name
+from oneflow_core.encoders.checkpoints import (
+    loading,
+    model_kind,
+    quiet_loading,
+    read_image_processor,
+    read_model,
+)
+from oneflow_core.encoders.identity import EncoderError, encoder_id, locate, read_name
 from oneflow_core.encoders.text_inputs import TextInputs
 from oneflow_core.encoders.understanding import ASSET
 
@@ -61,18 +68,19 @@ class DualEncoder:
         Raises:
             EncoderError: nothing there, weights of another format, or a model of another kind.
         """
+        import transformers
+
         source = locate(name_or_path, ASSET)
-        try:
-            with quiet_loading():
-                return cls(*_parts(source, dtype, torch.device(device)), read_name(source, None))
-        except (ImportError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            if isinstance(error, EncoderError):
-                raise
-            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise EncoderError(
-                f"no CLIP or SigLIP could be loaded from {source!r}: {why}; name a directory or a hub "
-                "repository with config, safetensors weights, tokenizer and preprocessor_config.json"
-            ) from error
+        mend = (
+            "name a directory or a hub repository with config, safetensors weights, tokenizer and "
+            "preprocessor_config.json"
+        )
+        with quiet_loading(), loading("CLIP or SigLIP", repr(source), mend):
+            if (kind := model_kind(source)) not in MODELS:
+                raise EncoderError(f"{source!r} holds a {kind} model; name a whole CLIP or SigLIP")
+            model = read_model(getattr(transformers, MODELS[kind]), source, dtype=dtype)
+            texts = TextInputs.from_pretrained(source, model.config.text_config, masked=kind == "clip")
+            return cls(model.to(device), read_image_processor(source), texts, read_name(source, None))
 
     @torch.inference_mode()
     def embed_images(self, images_HWC: Sequence[NDArray[np.uint8]], batch: int = BATCH) -> Tensor:
@@ -124,28 +132,6 @@ class DualEncoder:
         if not found.isfinite().all():
             raise EncoderError(f"{self.id} gives embeddings that are not finite; load it in float32")
         return F.normalize(found, dim=-1)
-
-
-def _parts(source: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any, TextInputs]:
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in MODELS:
-        raise EncoderError(f"{source!r} holds a {config.model_type} model; name a whole CLIP or SigLIP")
-    model, found = getattr(transformers, MODELS[config.model_type]).from_pretrained(
-        source, use_safetensors=True, dtype=dtype, output_loading_info=True
-    )
-    # transformers would draw at random what is missing, and only warn.
-    if missing := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
-        raise EncoderError(
-            f"{source!r} lacks weights or has them in other shapes: {missing[0]} and {len(missing) - 1} more; "
-            "fetch the checkpoint anew"
-        )
-    processor = transformers.AutoImageProcessor.from_pretrained(
-        source, backend="pil", trust_remote_code=False
-    )
-    texts = TextInputs.from_pretrained(source, config.text_config, masked=config.model_type == "clip")
-    return model.to(device), processor, texts
 
 
 def _check(place: int, image: object) -> None:

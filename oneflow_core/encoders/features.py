@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from oneflow_core.encoders.identity import EncoderError, encoder_id, quiet_loading, read_name
+from oneflow_core.encoders.checkpoints import (
+    loading,
+    model_kind,
+    quiet_loading,
+    read_image_processor,
+    read_model,
+)
+from oneflow_core.encoders.identity import EncoderError, encoder_id, read_name
 from oneflow_core.encoders.inception import DIM, OFFICIAL, SIDE, FidInception
 from oneflow_core.encoders.understanding import UnderstandingEncoder
 
@@ -123,29 +130,19 @@ def _dino(path: str | Path, device: str) -> PictureFeatures:
     import transformers
 
     source = str(path)
-    try:
-        with quiet_loading():
-            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-            if config.model_type not in DINO:
-                raise EncoderError(f"{source!r} holds a {config.model_type} model; name a DINOv2")
-            model, told = transformers.AutoModel.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-            processor: Any = transformers.AutoImageProcessor.from_pretrained(
-                source, backend="pil", trust_remote_code=False
-            )
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, EncoderError):
-            raise
-        raise EncoderError(
-            f"no DINOv2 could be loaded from {source!r}: {str(error).splitlines()[0]}; name a directory or a hub "
-            "repository with config, safetensors weights and preprocessor_config.json"
-        ) from error
-    if told["missing_keys"]:
-        raise EncoderError(f"{source!r} lacks weights: {sorted(told['missing_keys'])[0]}; fetch it anew")
+    mend = (
+        "name a directory or a hub repository with config, safetensors weights and preprocessor_config.json"
+    )
+    with quiet_loading(), loading("DINOv2", repr(source), mend):
+        if (kind := model_kind(source)) not in DINO:
+            raise EncoderError(f"{source!r} holds a {kind} model; name a DINOv2")
+        model, processor = read_model(transformers.AutoModel, source), read_image_processor(source)
     model = model.to(device).eval().requires_grad_(False)
     stated = processor.to_dict()
-    settings = {"processor": {key: stated.get(key) for key in PROCESSOR}, "heads": config.num_attention_heads}
+    settings = {
+        "processor": {key: stated.get(key) for key in PROCESSOR},
+        "heads": model.config.num_attention_heads,
+    }
     name = encoder_id(read_name(source, None), settings, model)
 
     def encode(pictures: Sequence[Picture]) -> Tensor:

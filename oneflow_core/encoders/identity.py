@@ -6,8 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +66,6 @@ def as_stored(model: nn.Module) -> Any:
     """A float16 copy where every weight is the same number in it, as the embedded ones are; else `model` itself."""
     exact = all(torch.equal(p.half().to(p.dtype), p) for p in model.parameters())
     return copy.deepcopy(model).half() if exact else model
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting the tower that is left out on purpose, and on its own default ids."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def check_images(images: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oneflow_core.encoders.checkpoints import loading
 from oneflow_core.encoders.identity import (
     EncoderError,
     as_stored,
@@ -72,14 +73,10 @@ class LatentCodec:
         from diffusers import AutoencoderKL
 
         source = locate(name_or_path, "latent_codec")
-        try:
+        where = f"{source!r}" + (f", subfolder {subfolder!r}" if subfolder else "")
+        mend = 'name "embedded", a directory that save_pretrained wrote, or a hub repository (with its subfolder)'
+        with loading("AutoencoderKL", where, mend):
             vae = AutoencoderKL.from_pretrained(source, subfolder=subfolder, torch_dtype=dtype)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            where = f"{source!r}" + (f", subfolder {subfolder!r}" if subfolder else "")
-            raise EncoderError(
-                f"no AutoencoderKL could be loaded from {where}: {str(error).splitlines()[0]}; "
-                'name "embedded", a directory that save_pretrained wrote, or a hub repository (with its subfolder)'
-            ) from error
         return cls(vae.to(device), read_name(source, subfolder))
 
     def save_pretrained(self, directory: str | Path) -> None:

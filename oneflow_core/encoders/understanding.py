@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from oneflow_core.encoders.checkpoints import loading, model_kind, quiet_loading, read_model
 from oneflow_core.encoders.identity import (
     NAME_FILE,
     EncoderError,
@@ -20,7 +21,6 @@ from oneflow_core.encoders.identity import (
     check_images,
     encoder_id,
     locate,
-    quiet_loading,
     read_name,
     write_name,
 )
@@ -77,22 +77,14 @@ class UnderstandingEncoder:
 
         source = locate(name_or_path, ASSET)
         where = {"subfolder": subfolder} if subfolder else {}
-        try:
-            with quiet_loading():
-                kind = transformers.AutoConfig.from_pretrained(source, **where).model_type
+        mend = 'name "embedded", a directory that save_pretrained wrote, or a hub repository'
+        with quiet_loading(), loading("SigLIP image tower", repr(source), mend):
+            kind = model_kind(source, **where)
             if not kind.startswith("siglip"):
                 raise EncoderError(f"{source!r} holds a {kind} model; name a SigLIP or SigLIP 2 checkpoint")
             tower = "Siglip2VisionModel" if kind.startswith("siglip2") else "SiglipVisionModel"
-            with quiet_loading():
-                vision = getattr(transformers, tower).from_pretrained(source, dtype=dtype, **where)
+            vision = read_model(getattr(transformers, tower), source, dtype=dtype, **where)
             preprocessing = Preprocessing.read(source, subfolder, vision.config)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            if isinstance(error, EncoderError):
-                raise
-            raise EncoderError(
-                f"no SigLIP image tower could be loaded from {source!r}: {str(error).splitlines()[0]}; "
-                'name "embedded", a directory that save_pretrained wrote, or a hub repository'
-            ) from error
         return cls(
             vision.to(device), preprocessing, read_name(source, subfolder), None if subfolder else source
         )
@@ -187,17 +179,16 @@ class TextTower:
 
         from oneflow_core.tokenizer import Tokenizer
 
-        with quiet_loading():
-            kind = transformers.AutoConfig.from_pretrained(source).model_type
-        if kind not in ("siglip", "siglip2"):
-            raise EncoderError(
-                f"{source!r} holds no text tower, only a {kind}; load the whole SigLIP by its name"
-            )
-        tower = transformers.Siglip2TextModel if kind == "siglip2" else transformers.SiglipTextModel
-        ours = Path(source, NAME_FILE).is_file()
-        tokenizer = (Tokenizer if ours else transformers.AutoTokenizer).from_pretrained(source)
-        with quiet_loading():
-            model = tower.from_pretrained(source, dtype=dtype)
+        with quiet_loading(), loading("text tower", repr(source), "load the whole SigLIP by its name"):
+            kind = model_kind(source)
+            if kind not in ("siglip", "siglip2"):
+                raise EncoderError(
+                    f"{source!r} holds no text tower, only a {kind}; load the whole SigLIP by its name"
+                )
+            tower = transformers.Siglip2TextModel if kind == "siglip2" else transformers.SiglipTextModel
+            ours = Path(source, NAME_FILE).is_file()
+            tokenizer = (Tokenizer if ours else transformers.AutoTokenizer).from_pretrained(source)
+            model = read_model(tower, source, dtype=dtype)
         return cls(model.to(device), tokenizer)
 
     def tokenise(self, texts: Sequence[str]) -> Tensor:

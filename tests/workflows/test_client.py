@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflows.client import Answer, Client, ServerError, request_body
+from workflows.client import RETRIED, Answer, Client, ServerError, Stopped, request_body
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8))
 
@@ -141,6 +141,46 @@ def test_it_waits_as_long_as_the_server_asks(serve: Serve) -> None:
     with Client(url) as client:
         client.generate(["a"])
     assert server.times[1] - server.times[0] >= 2
+
+
+def test_a_full_queue_costs_no_attempt_until_patience_ends(serve: Serve) -> None:
+    full = problem(429, **{"Retry-After": "0.05"})
+    url, server = serve(full, full, full, whole())
+    with Client(url, attempts=1) as client:
+        assert client.generate(["a"]).attempts == 4
+    url, server = serve(full)
+    with Client(url, patience_s=0) as client, pytest.raises(ServerError) as caught:
+        client.generate(["a"])
+    assert (caught.value.status, caught.value.attempts, len(server.asked)) == (429, 1, 1)
+
+
+def test_a_stop_ends_waits_and_asks_no_more(serve: Serve) -> None:
+    url, server = serve(problem(429, **{"Retry-After": "60"}))
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    begun = time.monotonic()
+    with Client(url, stop=stop) as client:
+        for _ in range(2):
+            with pytest.raises(Stopped):
+                client.generate(["a"])
+    assert time.monotonic() - begun < 30 and len(server.asked) == 1
+
+
+def test_what_else_is_tried_again_can_be_said(serve: Serve) -> None:
+    url, server = serve(problem(500), whole())
+    with Client(url, retried=RETRIED | {500}) as client:
+        assert client.generate(["a"]).attempts == len(server.asked) == 2
+
+
+def test_the_pieces_of_an_answer_are_had_as_they_came(serve: Serve) -> None:
+    broken = {**DONE, "segments": [{"type": "image", "data": base64.b64encode(b"no picture").decode()}]}
+    for value, parts in ((DONE, ("one ", png(), "two")), (broken, (b"no picture",))):
+        url, _ = serve(whole(value))
+        with Client(url) as client:
+            answer = client.generate(["a"])
+        assert answer.parts == parts
+    with pytest.raises(ServerError, match="cannot be read"):
+        _ = answer.images
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 408, 413, 422, 500])

@@ -7,24 +7,19 @@ it the prompts in batches, grouped by what is made; it keeps nothing and judges 
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workflows.bench.child import Child
 from workflows.bench.result import Result
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.run import run as evaluate
 from workflows.evaluation.suites import shapes
-
-if TYPE_CHECKING:
-    from oneflow_core.pipeline import OneFlowPipeline
-    from workflows.evaluation.item import Item
 
 MODEL, PROMPTS, BATCH = "embedded", 1000, 16
 WARM = 2 * BATCH
@@ -66,40 +61,16 @@ def config_of(prompts: int) -> EvaluateConfig:
 
 def bare(prompts: int, model: str, batch: int) -> Callable[[], dict[str, Any]]:
     """The child's side: each question is one pass over all prompts."""
-    import torch
+    from workflows.bench.bare import BareLoop
 
-    from oneflow_core.pipeline import OneFlowPipeline
-
-    torch.set_num_threads(1)
-    pipeline = OneFlowPipeline.from_pretrained(model)
-    items = shapes.items(config_of(prompts))
-    by_target = sorted(items, key=lambda item: item.target)
-    _loop(pipeline, by_target[:WARM], batch)
+    loop = BareLoop(model)
+    by_target = sorted(shapes.items(config_of(prompts)), key=lambda item: item.target)
+    loop.seconds(by_target[:WARM], batch)
 
     def answer() -> dict[str, Any]:
-        started = time.perf_counter()
-        _loop(pipeline, by_target, batch)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": loop.seconds(by_target, batch)}
 
     return answer
-
-
-def _loop(pipeline: OneFlowPipeline, items: Sequence[Item], batch: int) -> None:
-    from oneflow_core.pipeline import Prompt
-
-    for start in range(0, len(items), batch):
-        members = items[start : start + batch]
-        pipeline(
-            [Prompt(tuple(_part(part) for part in item.prompt), item.target) for item in members],
-            seeds=[item.seed for item in members],
-            max_images=[item.max_images for item in members],
-        )
-
-
-def _part(part: str | bytes) -> Any:
-    from PIL import Image
-
-    return part if isinstance(part, str) else Image.open(io.BytesIO(part))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ do, whether earlier ones are answered or not.
 
 from __future__ import annotations
 
-import io
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,13 +118,13 @@ def prompts(kind: str, documents: int) -> list[Item]:
 def _server(batch: int, dtype: str) -> Iterator[Client]:
     with (
         server(MODEL, {"batch": batch, "dtype": dtype, "queue": 8 * CLIENTS}) as (url, _),
-        Client(url, attempts=1, timeout_s=PATIENCE_S) as client,
+        Client(url, timeout_s=PATIENCE_S, patience_s=0) as client,
     ):
         yield client
 
 
 def _ask(client: Client, item: Item) -> None:
-    answer = client.generate(item.prompt, target=item.target, seed=item.seed)
+    answer = client.generate(item.prompt, target=item.target, seed=item.seed, max_images=item.max_images)
     if not answer.segments and item.target == "image":
         raise OneFlowError(item.id, "no image came back", "see the server's log")
 
@@ -171,25 +170,11 @@ def _under_load(
 
 def offline(documents: int) -> Callable[..., dict[str, float]]:
     """The bare loop; answers with the seconds that a kind took."""
-    import torch
-    from PIL import Image
+    from workflows.bench.bare import BareLoop
 
-    from oneflow_core.pipeline import OneFlowPipeline, Prompt
-
-    torch.set_num_threads(1)
-    pipeline = OneFlowPipeline.from_pretrained(MODEL)
-
-    def given(item: Item) -> Prompt:
-        parts = (p if isinstance(p, str) else Image.open(io.BytesIO(p)).convert("RGB") for p in item.prompt)
-        return Prompt(tuple(parts), item.target)
-
-    held = {kind: [(given(item), item.seed) for item in prompts(kind, documents)] for kind in KINDS}
+    loop, asked = BareLoop(MODEL), {kind: prompts(kind, documents) for kind in KINDS}
 
     def answer(kind: str) -> dict[str, float]:
-        begun = time.perf_counter()
-        for first in range(0, documents, CLIENTS):
-            some = held[kind][first : first + CLIENTS]
-            pipeline([prompt for prompt, _ in some], seeds=[seed for _, seed in some])
-        return {"seconds": time.perf_counter() - begun}
+        return {"seconds": loop.seconds(asked[kind], CLIENTS)}
 
     return answer

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation import client, gate, opponent, registry
+from workflows.evaluation import asking, gate, opponent, registry
 from workflows.evaluation.comparison import compare
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.gate import Champion
@@ -70,7 +70,7 @@ def run(
     """
     server = registry.client()
     with _deployment(config, model, url, say) as address:
-        served = dict(client.identity(address))
+        served = dict(asking.identity(address))
         _same_model(model, served, address)
         rules = rules_of(config, served)
         digest = items_digest(config, rules)
@@ -178,7 +178,7 @@ def _measure(
     items = suite.items(config)
 
     def ask(asked: Sequence[Item], progress: Progress | None = None) -> list[Output]:
-        return client.ask_all(
+        return asking.ask_all(
             address,
             asked,
             config.requests,

@@ -286,6 +286,31 @@ def test_a_refusal_names_its_field(opened: Visit) -> None:
     )
 
 
+def test_limits_of_a_document_are_set_by_keyboard_and_sent(opened: Visit) -> None:
+    sent: list[dict[str, Any]] = []
+    opened.page.on("request", lambda r: sent.append(r.post_data_json) if r.method == "POST" else None)
+    assert not opened.page.get_by_label("Most images").is_visible()
+    opened.page.get_by_label("Seed", exact=True).focus()
+    for key in ("Tab", "Enter", "Tab"):
+        opened.page.keyboard.press(key)
+    for digits in ("1", "12"):
+        opened.page.keyboard.type(digits)
+        opened.page.keyboard.press("Tab")
+    opened.generate(prompt=STORY, target="a document of both", steps=24)
+    assert (sent[0]["max_images"], sent[0]["max_tokens"]) == (1, 12)
+    assert opened.page.locator(".picture").count() <= 1
+    assert 0 < opened.page.locator(".token").count() <= 12
+    opened.page.get_by_label("Most images").fill("")
+    opened.page.get_by_label("Most tokens").fill("3000")
+    opened.page.get_by_text("Advanced").press("Enter")
+    opened.page.get_by_role("button", name="Generate").click()
+    opened.page.get_by_role("alert").get_by_text("give a whole number from 1 to 2048").wait_for()
+    assert opened.page.evaluate("document.activeElement.id") == "max_tokens" and len(sent) == 1
+    opened.page.get_by_label("Most tokens").fill("")
+    opened.generate(prompt="a red ring", steps=2)
+    assert not {"max_images", "max_tokens"} & sent[1].keys()
+
+
 @pytest.mark.parametrize("end", ["Home", "End"])
 def test_the_ends_of_all_sliders_are_taken(opened: Visit, end: str) -> None:
     opened.page.get_by_label("Prompt").fill("a red ring")

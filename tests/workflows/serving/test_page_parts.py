@@ -19,6 +19,7 @@ from oneflow_core.tokenizer import Tokenizer
 from tests.workflows.serving.visit import chromium, visit
 from workflows.serving.page.routes import router
 from workflows.serving.service import free_port
+from workflows.serving.wire import GenerateRequest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -57,6 +58,16 @@ def test_nothing_but_the_pages_files_is_given_out(url: str) -> None:
     with urllib.request.urlopen(f"{url}/page/page.js") as reply:
         assert reply.headers["Content-Type"].startswith("text/javascript")
         assert "unsafe" not in reply.headers["Content-Security-Policy"]
+
+
+def test_the_forms_limits_are_those_of_the_api(page: Page) -> None:
+    inputs = page.locator("#options input[min]").evaluate_all(
+        "all => all.map((i) => [i.id, Number(i.min), Number(i.max)])"
+    )
+    fields = GenerateRequest.model_json_schema()["properties"]
+    bounds = {name: next(kind for kind in fields[name]["anyOf"] if "minimum" in kind) for name, *_ in inputs}
+    assert {"steps", "guidance", "temperature", "max_images", "max_tokens"} == set(bounds)
+    assert inputs == [[name, kind["minimum"], kind["maximum"]] for name, kind in bounds.items()]
 
 
 def test_events_are_read_however_they_are_cut(page: Page) -> None:

@@ -56,6 +56,8 @@ class Visit:
 
     def done(self) -> None:
         self.page.get_by_text("Done in").wait_for()
+        # The last moment is drawn in the frame after these words.
+        self.page.evaluate("new Promise(requestAnimationFrame)")
 
     @property
     def text(self) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneflow_core.encoders.answerer import Answerer
-from oneflow_core.encoders.identity import EncoderError
 from oneflow_core.shapes import answer as exact_answer
 from oneflow_core.shapes import examine
 from workflows.errors import UsageError
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.config import JudgeConfig
+from workflows.evaluation.suites.encoders import named_by
 
 Ask = Callable[[Sequence[Item]], list[Output]]
 """Asks the deployment under evaluation."""
@@ -77,10 +77,8 @@ def answerer(config: JudgeConfig) -> Answerer:
 
 @lru_cache(1)
 def _answerer(path: str, device: str) -> Answerer:
-    try:
+    with named_by("judge.answerer"):
         return Answerer.from_pretrained(path, device)
-    except EncoderError as error:
-        raise UsageError("judge.answerer", str(error), "name another model") from error
 
 
 def _exact(picture_HWC: NDArray[np.uint8], questions: Sequence[str]) -> list[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from oneflow_core.encoders import DualEncoder, EncoderError
 from oneflow_core.metrics.clip_score import HESSEL, PERCENT, ScoreRule, clip_score
-from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.drawings import Drawings, drawing_items, shuffled_place
+from workflows.evaluation.suites.encoders import dual_encoder
 from workflows.evaluation.suites.files import chosen, read
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.prompts import read_prompts
@@ -25,16 +23,6 @@ SUITE = "clip-score"
 AT_ONCE = 64
 """Pictures in memory at a time."""
 RULES: dict[str, ScoreRule] = {"percent": PERCENT, "hessel": HESSEL}
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """The prompts, `images_per_prompt` times each."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where the prompts or the encoder are missing."""
-    return _loader.rules(config)
 
 
 def judge(
@@ -48,7 +36,7 @@ def judge(
     """Scores every picture against its prompt; a failed item scores 0, the least there is."""
     assert config is not None
     made, held, texts = Drawings(outputs), rules or {}, [str(item.prompt[0]) for item in batch]
-    encoder, rule = _encoder(config.clip.path or "", config.clip.device), RULES[config.clip.rule]
+    encoder, rule = dual_encoder("clip.path", config.clip.path, config.clip.device), RULES[config.clip.rule]
     name = f"clip-score/{encoder.kind}_score_{config.clip.rule}"
     other = [texts[place] for place in shuffled_place(len(texts))]
     points, shuffled, cut = np.zeros(len(made)), np.zeros(len(made)), 0
@@ -76,24 +64,11 @@ def figures(judged: Judged) -> dict[str, Figure]:
     return {judged.context: Figure(judged.mean(judged.context), controls)}
 
 
-@lru_cache(1)
-def _encoder(path: str, device: str) -> DualEncoder:
-    if not path:
-        raise UsageError(
-            f"suite {SUITE}",
-            "clip.path is not set",
-            "name a directory or hub repository of a CLIP or a SigLIP, e.g. openai/clip-vit-base-patch32",
-        )
-    try:
-        return DualEncoder.from_pretrained(path, device=device)
-    except EncoderError as error:
-        raise UsageError("clip.path", str(error), "name another encoder") from error
-
-
 def _load(config: EvaluateConfig) -> Loaded:
+    """The prompts, `images_per_prompt` times each."""
     file = read("prompts", config.data.prompts, SUITE)
     prompts, refused = read_prompts(file)
-    encoder, rule = _encoder(config.clip.path or "", config.clip.device), RULES[config.clip.rule]
+    encoder, rule = dual_encoder("clip.path", config.clip.path, config.clip.device), RULES[config.clip.rule]
     taken = {name: (prompts[name], "") for name in chosen(prompts, config.limit, config.seed)}
     return Loaded(
         drawing_items(config, SUITE, taken),
@@ -115,3 +90,4 @@ def _load(config: EvaluateConfig) -> Loaded:
 
 
 _loader = Loader(_load)
+items, rules = _loader.items, _loader.rules

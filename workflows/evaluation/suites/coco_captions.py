@@ -16,11 +16,10 @@ from oneflow_core.metrics.cider import CiderTable
 from oneflow_core.metrics.control import derangement
 from oneflow_core.metrics.interval import resampled
 from oneflow_core.metrics.length import length_ratio, word_count
-from workflows import storage
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
-from workflows.evaluation.suites.files import Pictures, chosen, read, sendable
+from workflows.evaluation.suites.files import Pictures, chosen, read, shown
 from workflows.evaluation.suites.loading import Loaded, Loader, item, notes_of, rules_of
 from workflows.evaluation.suites.prompts import read_captions
 
@@ -29,16 +28,6 @@ __all__ = ["figures", "items", "judge", "rules"]
 SUITE = "coco-captions"
 CIDER, ROUGE, BLEU, LENGTH = (f"coco/{name}" for name in ("cider", "rouge_l", "bleu4", "length_ratio"))
 REFERENCE = "pycocoevalcap 1.2 (CIDEr-D, PTB tokens without Java: see the metric card)"
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """One item a picture, to be described; truth is its captions as JSON."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where a file is missing or of another layout."""
-    return _loader.rules(config)
 
 
 def judge(
@@ -123,47 +112,27 @@ def _shuffled(judged: Judged) -> dict[str, dict[str, float]]:
 
 
 def _load(config: EvaluateConfig) -> Loaded:
+    """One item a picture, to be described; truth is its captions as JSON."""
     file = read("captions", config.data.captions, SUITE)
     pictures = Pictures("images", config.data.images, SUITE)
     captions = read_captions(file, config.data.split)
-    refused = dict(captions.refused)
-    files, missing = pictures.all_of(
-        chosen(captions.references, config.limit, config.seed), config.data.allow_missing
-    )
-    refused |= dict.fromkeys(missing, "its picture is not there")
-    made, seen = [], []
-    for name, picture in files.items():
-        data = storage.read_bytes(picture)
-        try:
-            shown = sendable(data, config.data.longest_side)
-        except ValueError as error:
-            refused[name] = str(error)
-            continue
-        seen.append(storage.sha256(shown))
-        made.append(
-            item(
-                config,
-                SUITE,
-                name,
-                (shown,),
-                "text",
-                json.dumps(captions.references[name], ensure_ascii=False),
-            )
-        )
+    seen = shown(pictures, chosen(captions.references, config.limit, config.seed), config.data)
+    truth = {name: json.dumps(captions.references[name], ensure_ascii=False) for name in seen.pictures}
+    made = [item(config, SUITE, name, (one,), "text", truth[name]) for name, one in seen.pictures.items()]
     if not made:
         raise file.refused("none of its pictures can be read")
-    digest = storage.sha256("".join(seen).encode())
     return Loaded(
         made,
         rules_of(
             config,
             {"captions": file},
-            refused,
+            {**captions.refused, **seen.refused},
             rule="CIDEr-D, BLEU-4 and ROUGE-L of the whole set",
             reference=REFERENCE,
-            pictures={"count": len(made), "sha256": digest},
+            pictures={"count": len(made), "sha256": seen.sha256},
         ),
     )
 
 
 _loader = Loader(_load)
+items, rules = _loader.items, _loader.rules

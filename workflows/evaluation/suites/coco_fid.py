@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.encoders import EncoderError
 from oneflow_core.encoders.features import PictureFeatures, picture_features
 from oneflow_core.metrics.frechet import FeatureStatistics, frechet_distances
 from oneflow_core.metrics.interval import resampled
@@ -24,6 +23,7 @@ from workflows.evaluation.config import EvaluateConfig, FeaturesConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.drawings import Drawings, drawing_items
+from workflows.evaluation.suites.encoders import named_by
 from workflows.evaluation.suites.files import WHENCE, File, Pictures, chosen, pixels, read, square
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
 from workflows.evaluation.suites.prompts import read_captions, read_prompts
@@ -40,16 +40,6 @@ REFERENCES = {
     "fid_clean": "clean-fid 0.1.35, mode clean",
 }
 NOT_FID = "none: features other than FID's Inception; compare with figures of the same features alone"
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """A prompt a picture: one caption of each picture of the captions file, or the prompts of a file."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where files or features are missing."""
-    return _loader.rules(config)
 
 
 def judge(
@@ -103,12 +93,8 @@ def _encode(features: PictureFeatures, made: Drawings, side: int | None) -> NDAr
 
 @lru_cache(1)
 def _loaded_features(kind: Any, path: str, resize: Any, device: str) -> PictureFeatures:
-    try:
+    with named_by(f"features of {kind}", "name their weights with --set features.path=PATH"):
         return picture_features(kind, path, resize=resize, device=device)
-    except EncoderError as error:
-        raise UsageError(
-            f"features of {kind}", str(error), "name their weights with --set features.path=PATH"
-        ) from error
 
 
 def _features(config: FeaturesConfig) -> PictureFeatures:
@@ -158,6 +144,7 @@ def _computed(features: PictureFeatures, url: str, side: int | None) -> tuple[Fe
 
 
 def _load(config: EvaluateConfig) -> Loaded:
+    """A prompt a picture: one caption of each picture of the captions file, or the prompts of a file."""
     prompts, file, refused = _prompts(config)
     features, (reference, digest) = _features(config.features), _reference(config)
     if reference.count < 2:
@@ -195,3 +182,4 @@ def _prompts(config: EvaluateConfig) -> tuple[dict[str, str], File, dict[str, st
 
 
 _loader = Loader(_load)
+items, rules = _loader.items, _loader.rules

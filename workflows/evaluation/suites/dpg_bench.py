@@ -21,6 +21,7 @@ from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.answers import Ask, answered, judge_rule
+from workflows.evaluation.suites.config import JudgeConfig
 from workflows.evaluation.suites.drawings import Drawings, drawing_items
 from workflows.evaluation.suites.files import File, chosen, read
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
@@ -37,16 +38,6 @@ RULES = {
     "category": "raw answers by category, over all pictures",
 }
 REFERENCE = "TencentQQGYLab/ELLA compute_dpg_bench.py @3c228f1 (scores its first row too), j-min/DSG @7330119"
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """The prompts, `images_per_prompt` times each; truth is the questions as JSON."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where the questions or the judge are missing."""
-    return {**_loader.rules(config), "judge": judge_rule(config.judge, served)}
 
 
 def judge(
@@ -137,7 +128,12 @@ def _read(config: EvaluateConfig) -> tuple[Questions, dict[str, File]]:
         raise file.refused(str(error)) from None
 
 
+def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[str, Any]:
+    return {"judge": judge_rule(config, served)}
+
+
 def _load(config: EvaluateConfig) -> Loaded:
+    """The prompts, `images_per_prompt` times each; truth is the questions as JSON."""
     questions, files = _read(config)
     if not questions.prompts:
         raise files["questions"].refused(f"no prompt can be scored ({len(questions.refused)} were refused)")
@@ -157,4 +153,5 @@ def _load(config: EvaluateConfig) -> Loaded:
     )
 
 
-_loader = Loader(_load)
+_loader = Loader(_load, _judge_rules)
+items, rules = _loader.items, _loader.rules

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from workflows import storage
 from workflows.errors import UsageError
+from workflows.evaluation.suites.config import DataConfig
 
 WHENCE = {
     "captions": "COCO's captions: annotations_trainval2014.zip from cocodataset.org, or Karpathy's dataset_coco.json",
@@ -127,6 +128,28 @@ class Pictures:
                 f"get {WHENCE[self.field]}, or set data.allow_missing=true to leave them out",
             )
         return {name: file for name, file in files.items() if file is not None}, missing
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Pictures by name as a deployment takes them, why others are not there, and a digest of all that are."""
+
+    pictures: dict[str, bytes]
+    refused: dict[str, str]
+    sha256: str
+
+
+def shown(pictures: Pictures, names: Iterable[str], data: DataConfig) -> Shown:
+    """The pictures of `names`, read; UsageError where some lack and `data.allow_missing` is not set."""
+    urls, missing = pictures.all_of(names, data.allow_missing)
+    refused, held = dict.fromkeys(missing, "its picture is not there"), dict[str, bytes]()
+    for name, url in urls.items():
+        try:
+            held[name] = sendable(storage.read_bytes(url), data.longest_side)
+        except ValueError as error:
+            refused[name] = str(error)
+    digests = "".join(storage.sha256(one) for one in held.values())
+    return Shown(held, refused, storage.sha256(digests.encode()))
 
 
 def sendable(data: bytes, longest: int) -> bytes:

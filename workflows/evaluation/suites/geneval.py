@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.encoders import DualEncoder, EncoderError
 from oneflow_core.encoders.detector import Colours, Detector
 from oneflow_core.metrics.dpg import is_yes
 from oneflow_core.metrics.geneval import (
@@ -28,13 +27,13 @@ from oneflow_core.metrics.geneval import (
 )
 from oneflow_core.metrics.interval import Estimate, resampled
 from oneflow_core.shapes import examine
-from workflows.errors import UsageError
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.answers import SHAPES_SIDE, Ask, answered, judge_rule
 from workflows.evaluation.suites.config import JudgeConfig
 from workflows.evaluation.suites.drawings import Drawings, drawing_items
+from workflows.evaluation.suites.encoders import dual_encoder, named_by
 from workflows.evaluation.suites.files import File, chosen, read
 from workflows.evaluation.suites.geneval_questions import questions_of
 from workflows.evaluation.suites.loading import Loaded, Loader, notes_of, rules_of
@@ -48,16 +47,6 @@ NAMES = {"detector": "geneval", "questions": "geneval-questions", "shapes": "gen
 """Figures' names begin with how a picture is judged, of which the first alone is the benchmark's."""
 REFERENCE = "djghosh13/geneval evaluate_images.py and summary_scores.py"
 Picture = NDArray[np.uint8]
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """The prompts, `images_per_prompt` times each; truth is the metadata as JSON."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where the metadata or the judge are missing."""
-    return {**_loader.rules(config), **_judge_rules(config.judge, served)}
 
 
 def judge(
@@ -150,7 +139,7 @@ def _judge_rules(config: JudgeConfig, served: Mapping[str, str] | None) -> dict[
         return {"rule": NAMES[how], "judge": judge_rule(config, served)}
     if how == "detector":
         seen = _detector(config.detector or "", config.device).id
-        colours = _colours(config.colours or "", config.device).encoder.id
+        colours = _colours(config).encoder.id
         limits = {
             "threshold": THRESHOLD,
             "counting": COUNTING_THRESHOLD,
@@ -195,10 +184,7 @@ def _exact(picture: Picture, prompt: GenEvalPrompt) -> GenEvalVerdict:
 
 
 def _detecting(config: JudgeConfig) -> Callable[[Picture, GenEvalPrompt], GenEvalVerdict]:
-    detector, colours = (
-        _detector(config.detector or "", config.device),
-        _colours(config.colours or "", config.device),
-    )
+    detector, colours = _detector(config.detector or "", config.device), _colours(config)
 
     def see(picture: Picture, prompt: GenEvalPrompt) -> GenEvalVerdict:
         objects = kept(detector.detect(picture), prompt.tag)
@@ -214,24 +200,12 @@ def _by_answers(questions: Sequence[str], texts: Sequence[str]) -> GenEvalVerdic
 
 @lru_cache(1)
 def _detector(path: str, device: str) -> Detector:
-    try:
+    with named_by("judge.detector"):
         return Detector.from_pretrained(path, device)
-    except EncoderError as error:
-        raise UsageError("judge.detector", str(error), "name another detector") from error
 
 
-@lru_cache(1)
-def _colours(path: str, device: str) -> Colours:
-    if not path:
-        raise UsageError(
-            "judge.colours",
-            "it is not set, and GenEval judges colours by a CLIP",
-            "name one with --set judge.colours=PATH, e.g. openai/clip-vit-large-patch14",
-        )
-    try:
-        return Colours(DualEncoder.from_pretrained(path, device=device))
-    except EncoderError as error:
-        raise UsageError("judge.colours", str(error), "name another CLIP or SigLIP") from error
+def _colours(config: JudgeConfig) -> Colours:
+    return Colours(dual_encoder("judge.colours", config.colours, config.device))
 
 
 def _prompt(item: Item) -> GenEvalPrompt:
@@ -246,6 +220,7 @@ def _truth(prompt: GenEvalPrompt) -> str:
 
 
 def _load(config: EvaluateConfig) -> Loaded:
+    """The prompts, `images_per_prompt` times each; truth is the metadata as JSON."""
     prompts, refused, files = _read(config)
     taken = chosen(prompts, config.limit, config.seed)
     asked = {name: (prompts[name].text, _truth(prompts[name])) for name in taken}
@@ -272,4 +247,5 @@ def _read(config: EvaluateConfig) -> tuple[dict[str, GenEvalPrompt], dict[str, s
     return prompts, refused, {"metadata": file}
 
 
-_loader = Loader(_load)
+_loader = Loader(_load, _judge_rules)
+items, rules = _loader.items, _loader.rules

@@ -9,12 +9,17 @@ from typing import Any
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import MAIN_SPLIT
 from workflows.evaluation.item import Item, Part, Target
+from workflows.evaluation.suites.config import JudgeConfig
 from workflows.evaluation.suites.files import File, seed_of
 
 FORMAT = 1
 """Goes up when the suites on files ask or judge otherwise with the same config."""
 SHOWN = 20
 """Refused rows that are named; all are counted."""
+
+
+JudgeRules = Callable[[JudgeConfig, Mapping[str, str] | None], dict[str, Any]]
+"""Rules of a judge; the second argument is the model that is served, which may be the judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +33,20 @@ class Loaded:
 class Loader:
     """Loads for whichever of `items` and `rules` is asked first, and keeps the other part until it is asked, once."""
 
-    def __init__(self, load: Callable[[EvaluateConfig], Loaded]) -> None:
-        """`load` reads the files."""
-        self._load = load
+    def __init__(self, load: Callable[[EvaluateConfig], Loaded], judge: JudgeRules = lambda *_: {}) -> None:
+        """`load` reads the files; `judge` tells the rules of whoever judges, which are not loaded with them."""
+        self._load, self._judge = load, judge
         self._kept: dict[str, tuple[str, Any]] = {}
 
     def items(self, config: EvaluateConfig) -> list[Item]:
-        """The items of a config."""
+        """The items of a config; UsageError where what they are made of is missing, or of another layout."""
         found: list[Item] = self._part(config, "items", "rules")
         return found
 
-    def rules(self, config: EvaluateConfig) -> dict[str, Any]:
-        """The rules of a config."""
+    def rules(self, config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What decides the figures of a config, of a model that is `served`; UsageError as above."""
         found: dict[str, Any] = self._part(config, "rules", "items")
-        return found
+        return {**found, **self._judge(config.judge, served)}
 
     def _part(self, config: EvaluateConfig, wanted: str, other: str) -> Any:
         key, value = self._kept.pop(wanted, ("", None))

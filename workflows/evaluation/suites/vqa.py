@@ -10,13 +10,12 @@ import numpy as np
 
 from oneflow_core.metrics.control import derangement
 from oneflow_core.metrics.vqa import vqa_accuracy
-from workflows import storage
 from workflows.evaluation.config import EvaluateConfig
 from workflows.evaluation.figures import Figure, Judged
 from workflows.evaluation.item import Item, Output
-from workflows.evaluation.suites.files import Pictures, chosen, read, sendable
+from workflows.evaluation.suites.files import Pictures, chosen, read, shown
 from workflows.evaluation.suites.loading import Loaded, Loader, item, notes_of, rules_of
-from workflows.evaluation.suites.vqa_files import Asked, Asking, read_questions
+from workflows.evaluation.suites.vqa_files import Asked, read_questions
 
 __all__ = ["figures", "items", "judge", "rules"]
 
@@ -31,16 +30,6 @@ REFERENCES = {
     "vqa": "GT-Vision-Lab/VQA vqaEval.py @a013f00",
     "gqa": "GQA eval.py (accuracy alone)",
 }
-
-
-def items(config: EvaluateConfig) -> list[Item]:
-    """One item a question; those of one picture are one group."""
-    return _loader.items(config)
-
-
-def rules(config: EvaluateConfig, served: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What decides the figures; UsageError where a file is missing or of another layout."""
-    return _loader.rules(config)
 
 
 def judge(
@@ -81,6 +70,7 @@ def _score(item: Item, answer: str) -> float:
 
 
 def _load(config: EvaluateConfig) -> Loaded:
+    """One item a question; those of one picture are one group."""
     data = config.data
     questions = read("questions", data.questions, SUITE)
     annotations = read("annotations", data.annotations, SUITE) if data.annotations else None
@@ -90,47 +80,30 @@ def _load(config: EvaluateConfig) -> Loaded:
             f"no question can be asked; {next(iter(asking.refused.values()), 'it is empty')}"
         )
     names = chosen(asking.asked, config.limit, config.seed)
-    made, digest, refused = _items(config, asking, names)
+    pictures = Pictures("images", data.images, SUITE)
+    of = {name: asking.asked[name].picture for name in names}
+    seen = shown(pictures, dict.fromkeys(of.values()), data)
+    refused = {name: seen.refused[picture] for name, picture in of.items() if picture in seen.refused}
+    made = [
+        _item(config, name, asking.asked[name], asking.rule, seen.pictures[picture])
+        for name, picture in of.items()
+        if name not in refused
+    ]
     files = {"questions": questions} | ({"annotations": annotations} if annotations else {})
     return Loaded(
         made,
         rules_of(
             config,
             files,
-            refused,
+            {**asking.refused, **refused},
             rule=RULES[asking.rule],
             reference=REFERENCES[asking.rule],
             layout=asking.layout,
             instruction=data.instruction,
             longest_side=data.longest_side,
-            pictures={"sha256": digest},
+            pictures={"sha256": seen.sha256},
         ),
     )
-
-
-def _items(
-    config: EvaluateConfig, asking: Asking, names: Sequence[str]
-) -> tuple[list[Item], str, dict[str, str]]:
-    """Items, a digest of their pictures, and what was refused."""
-    pictures = Pictures("images", config.data.images, SUITE)
-    wanted = dict.fromkeys(asking.asked[name].picture for name in names)
-    files, missing = pictures.all_of(wanted, config.data.allow_missing)
-    unread = dict.fromkeys(missing, "its picture is not there")
-    shown: dict[str, bytes] = {}
-    for name, file in files.items():
-        try:
-            shown[name] = sendable(storage.read_bytes(file), config.data.longest_side)
-        except ValueError as error:
-            unread[name] = str(error)
-    made, refused = [], dict(asking.refused)
-    for name in names:
-        one = asking.asked[name]
-        if one.picture in shown:
-            made.append(_item(config, name, one, asking.rule, shown[one.picture]))
-        else:
-            refused[name] = unread[one.picture]
-    digest = storage.sha256("".join(storage.sha256(data) for data in shown.values()).encode())
-    return made, digest, refused
 
 
 def _item(config: EvaluateConfig, name: str, asked: Asked, rule: str, picture: bytes) -> Item:
@@ -141,3 +114,4 @@ def _item(config: EvaluateConfig, name: str, asked: Asked, rule: str, picture: b
 
 
 _loader = Loader(_load)
+items, rules = _loader.items, _loader.rules

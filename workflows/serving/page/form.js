@@ -1,4 +1,4 @@
-// The form: what the server is asked for. A slider that nobody has moved is not sent.
+// The form: what the server is asked for. A slider that nobody has moved and a number that is not there are not sent.
 
 import { Failure } from "./events.js";
 
@@ -33,12 +33,21 @@ class Slider {
   }
 }
 
+/** The name of a number's field and its value, null where it is empty. */
+function whole(input) {
+  const { id, min, max, validity, value } = input;
+  if (validity.valid) return [id, value === "" ? null : Number(value)];
+  const cause = validity.badInput ? "it is no number" : `${value} does not do`;
+  throw new Failure({ field: id, cause, mend: `give a whole number from ${min} to ${max}, or none` }, { status: 422 });
+}
+
 /** Reads and writes the form's fields. */
 export class Form {
   constructor(form, pictures) {
     this.form = form;
     this.pictures = pictures;
     this.options = [...form.querySelectorAll(".option:has(input[type=range])")].map((row) => new Slider(row));
+    this.numbers = [...form.querySelectorAll("input[type=number]")];
     this.prompt = form.querySelector("#prompt");
     this.seed = form.querySelector("#seed");
     this.any = form.querySelector("#any");
@@ -58,6 +67,7 @@ export class Form {
       target: this.form.elements.target.value,
       seed: this.#seed(),
       ...chosen,
+      ...Object.fromEntries(this.numbers.map(whole).filter((o) => o[1] !== null)),
       stream: true,
       previews: Math.max(1, Math.ceil((chosen.steps ?? 1) / MOST_PREVIEWS)),
     };
@@ -80,6 +90,7 @@ export class Form {
     for (const field of this.form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
     const name = failure?.field?.startsWith("segments.") ? "file" : (FIELDS[failure?.field] ?? failure?.field);
     const field = name ? this.form.querySelector(`:is(input, textarea)[id="${CSS.escape(name)}"]`) : null;
+    if (field?.closest("details")) field.closest("details").open = true;
     field?.setAttribute("aria-invalid", "true");
     field?.setAttribute("aria-errormessage", "error");
     field?.focus();

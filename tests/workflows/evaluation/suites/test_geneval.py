@@ -146,7 +146,7 @@ def test_files_and_judges_that_are_missing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="judge.answerer: it is not set"):
         suite.rules(small(tmp_path, judge__kind="huggingface"))
     detector = {"judge__kind": "huggingface", "judge__detector": tiny_yolos(tmp_path / "yolos")}
-    with pytest.raises(UsageError, match=r"judge.colours: it is not set"):
+    with pytest.raises(UsageError, match=r"judge.colours is not set"):
         suite.rules(small(tmp_path, **detector))
     with pytest.raises(UsageError, match=r"judge.detector: no object detector"):
         suite.rules(small(tmp_path, **detector | {"judge__detector": tmp_path, "judge__colours": tmp_path}))

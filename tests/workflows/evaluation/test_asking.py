@@ -1,4 +1,4 @@
-"""The client against a real HTTP server: what is sent, what is tried again, what is recorded as failed."""
+"""Items against a real HTTP server: what is sent, what is tried again, what is recorded as failed."""
 
 import re
 import socket
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation.client import ask_all, identity
+from workflows.evaluation.asking import ask_all, identity, options
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
 from workflows.evaluation.item import Item
 from workflows.evaluation.progress import Progress
@@ -32,6 +32,7 @@ def test_the_body_says_what_was_configured() -> None:
                 "steps": 7,
                 "guidance": 1.5,
                 "max_images": 1,
+                "trace": False,
             }
         ]
     assert output.error == "" and len(output.images) == 1 and output.text == "" and output.attempts == 1
@@ -53,14 +54,14 @@ def test_a_key_is_sent_where_a_variable_holds_one(monkeypatch: pytest.MonkeyPatc
 def test_the_body_is_what_the_service_accepts() -> None:
     import json
 
-    from workflows.evaluation.client import request_body
+    from workflows.client import request_body
     from workflows.serving.wire import Limits, parse
 
     picture = Item(
         "b", "vqa", "heldout_random", (b"\x89PNG", "What colour is the ring?"), "text", 2**31, "red"
     )
     for item in (RED, picture):
-        request = parse(json.dumps(request_body(item, QUICK)).encode(), Limits())
+        request = parse(json.dumps(request_body(item.prompt, **options(item, QUICK))).encode(), Limits())
         assert request.target == item.target and request.seed == item.seed
 
 
@@ -105,9 +106,9 @@ def test_tries_end() -> None:
         (422, b"no such field", "HTTP 422: no such field"),
         (200, b"<html>", "no JSON"),
         (200, b"[]", "no JSON object"),
-        (200, b"{}", "segments cannot be read: KeyError"),
-        (200, b'{"segments": [{"type": "image", "data": "!!"}]}', "segments cannot be read: Error"),
-        (200, b'{"segments": [{"type": "image"}]}', "segments cannot be read: KeyError"),
+        (200, b"{}", "cannot be read: KeyError"),
+        (200, b'{"segments": [{"type": "image", "data": "!!"}]}', "cannot be read: Error"),
+        (200, b'{"segments": [{"type": "image"}]}', "cannot be read: KeyError"),
     ],
 )
 def test_what_cannot_pass_is_recorded_at_once(status: int, body: bytes, reason: str) -> None:

@@ -1,0 +1,142 @@
+"""Asks a deployment for items: many at once, what was answered kept, failures recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from workflows.client import RETRIED, Client, ServerError, Stopped, request_body
+from workflows.errors import OneFlowError, UsageError
+from workflows.evaluation.config import A_REPLICA, RequestsConfig
+from workflows.evaluation.item import Item, Output
+from workflows.evaluation.outputs import OutputStore
+from workflows.evaluation.progress import Progress
+from workflows.storage import sha256
+
+TRIED_AGAIN = RETRIED | {500}
+"""Whoever evaluates would rather ask once more than count an item as wrong, whatever stood between."""
+
+
+def identity(url: str, timeout_s: float = 30.0) -> Mapping[str, str]:
+    """Name, version and run of the model behind `url`; OneFlowError where no deployment answers."""
+    try:
+        with Client(url, attempts=1, timeout_s=timeout_s) as client:
+            model = client.health()["model"]
+        return {key: str(model.get(key) or "") for key in ("name", "version", "run_id")}
+    except (ServerError, KeyError, AttributeError) as error:
+        why = error.cause if isinstance(error, ServerError) else f"no model is named: {error!r}"
+        raise OneFlowError(
+            url, f"no deployment answers at /healthz ({why})", 'start one with "oneflow serve MODEL"'
+        ) from None
+
+
+def ask_all(
+    url: str,
+    items: Sequence[Item],
+    config: RequestsConfig,
+    *,
+    concurrency: int | None = None,
+    store: OutputStore | None = None,
+    model: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> list[Output]:
+    """One output an item, in order; `progress` is told of each that is asked for, as it comes.
+
+    What `store` has is not asked again, but for failures; what comes goes there. After Ctrl-C nothing new is asked,
+    and what is under way is still awaited and kept.
+
+    Raises:
+        OneFlowError: another model than `model` answered; what was answered before is kept.
+    """
+    keys = [key_of(item, config) for item in items]
+    kept = store.kept if store is not None else {}
+    found = {key: kept[key] for key in keys if key in kept and not kept[key].error}
+    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
+    stop, progress = threading.Event(), progress or Progress()
+    progress.begin(len(missing), len(found))
+
+    def take(key: str, output: Output | None) -> None:
+        if output is None:
+            return
+        _refuse_another(url, output, model)
+        found[key] = output
+        if store is not None:
+            store.add(key, output)
+        progress.add(output)
+
+    at_once = concurrency or config.concurrency or A_REPLICA
+    with _client(url, config, stop) as client, ThreadPoolExecutor(at_once, "evaluate") as pool:
+        asked = {pool.submit(_ask, client, item, config): key for key, item in missing.items()}
+        try:
+            for future in as_completed(asked):
+                take(asked.pop(future), future.result())
+        except BaseException as error:
+            stop.set()
+            running = {future: key for future, key in asked.items() if not future.cancel()}
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                for future in as_completed(running):
+                    take(running[future], future.result())
+            raise
+    return [found[key] for key in keys]
+
+
+def key_of(item: Item, config: RequestsConfig) -> str:
+    """Names an item together with all that is sent for it."""
+    body = json.dumps(request_body(item.prompt, **options(item, config)), sort_keys=True).encode()
+    return f"{item.id} {sha256(body)[:16]}"
+
+
+def options(item: Item, config: RequestsConfig) -> dict[str, Any]:
+    """What `Client.generate` is given beside the prompt."""
+    sampling = getattr(config, item.target).model_dump()
+    return {**sampling, "target": item.target, "seed": item.seed, "max_images": item.max_images}
+
+
+def _refuse_another(url: str, output: Output, model: Mapping[str, str] | None) -> None:
+    """A deployment that was given another model meanwhile would mix two models' figures."""
+    if not model or not output.model:
+        return
+    mine, theirs = ((m.get("name", ""), m.get("version", "")) for m in (model, output.model))
+    if mine != theirs:
+        raise OneFlowError(
+            f"the deployment at {url}",
+            f"it served {' version '.join(mine)} and now serves {' version '.join(theirs)}",
+            "evaluate again while it serves one model; what was answered is kept",
+        )
+
+
+def _client(url: str, config: RequestsConfig, stop: threading.Event) -> Client:
+    return Client(
+        url,
+        api_key=_key(config.api_key_env),
+        timeout_s=config.timeout_s,
+        attempts=config.attempts,
+        patience_s=config.patience_s,
+        retried=TRIED_AGAIN,
+        stop=stop,
+    )
+
+
+def _key(variable: str) -> str | None:
+    if not variable:
+        return None
+    if not os.environ.get(variable):
+        raise UsageError(f"requests.api_key_env={variable}", "no such variable is set", "set it to the key")
+    return os.environ[variable]
+
+
+def _ask(client: Client, item: Item, config: RequestsConfig) -> Output | None:
+    """The output, or None where the client was stopped before it."""
+    started = time.perf_counter()
+    try:
+        answer = client.generate(item.prompt, **options(item, config))
+    except Stopped:
+        return None
+    except ServerError as error:
+        return Output((), error.cause, time.perf_counter() - started, error.attempts)
+    return Output(answer.parts, "", time.perf_counter() - started, answer.attempts, answer.model)
