@@ -5,6 +5,7 @@ The child answers questions line by line in JSON, so that sides can be measured 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,8 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._process.terminate()
         self.close()
 
     def _say(self, words: dict[str, Any]) -> None:
@@ -84,6 +87,7 @@ class Child:
 
 def serve() -> None:
     """The child's side; what libraries print goes to stderr, so that stdout holds answers alone."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     first = json.loads(sys.stdin.readline())

@@ -56,6 +56,9 @@ RUNS = {"faults": 20, "evaluate": 3, "soak": 30, "garbage": 10_000}
 """Where the default is not 5."""
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     runs: Annotated[
@@ -91,10 +94,17 @@ def bench(
         options = {"only": only or (), "seed": seed}
     elif only:
         raise UsageError(f"--only {only[0]}", f"{name} has no parts", "leave it out")
-    # Whoever ends a benchmark ends the servers that it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in ENDING:
+        signal.signal(number, _end)
     result = getattr(import_module(module), function)(runs or RUNS.get(name, 5), **options)
     for key, value in result.summary().items():
         typer.echo(f"{key:<22} {value}")
     if as_json:
         print_json(result.to_json())
+
+
+def _end(number: int, _: object) -> None:
+    """Ends the benchmark and, with it, the servers that it started; further signals do not keep it from that."""
+    for each in ENDING:
+        signal.signal(each, lambda *_: None)
+    sys.exit(128 + number)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from workflows.errors import OneFlowError
 from workflows.store_retries import PATIENCE
 
 START_ATTEMPTS = 3
+HANDLED_S = 0.005
+"""For so long at most SIGTERM is not ours while Ray is being stopped."""
 _PASSED = ("AWS_", "S3_", "FSSPEC_", "HF_", "MLFLOW_", PATIENCE)
 
 
@@ -53,7 +57,8 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        _init(os.environ.get("RAY_ADDRESS"), variables)
+        with _handler_kept():
+            _init(os.environ.get("RAY_ADDRESS"), variables)
     quiet()
     try:
         yield
@@ -65,7 +70,34 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[None]:
     finally:
         gather()
         if started:
-            ray.shutdown()
+            _shut_down()
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """What this process does at SIGTERM: Ray would have it exit at every one, even in the midst of stopping Ray."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        _handle(before)
+
+
+def _shut_down() -> None:
+    """Stops Ray, which goes back to the system's way with SIGTERM before its processes are gone: a second signal would
+    leave them running."""
+    import ray
+
+    handler, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=ray.shutdown)
+    stopping.start()
+    while stopping.is_alive():
+        stopping.join(HANDLED_S)
+        _handle(handler)
+
+
+def _handle(handler: Any) -> None:
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def cpus() -> int:
@@ -105,7 +137,14 @@ def start_local(**options: Any) -> None:
 
     for attempt in range(START_ATTEMPTS):
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, **options)
+            # Without an address Ray joins whatever somebody's "ray start" left a note of in /tmp.
+            ray.init(
+                "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                **options,
+            )
             return
         except Exception as error:
             # Ray raises bare Exception where one of its processes does not start in time.

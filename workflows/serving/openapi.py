@@ -20,13 +20,16 @@ REFUSALS = {
     "400": "The body is no JSON object, or (on OpenAI's routes) a field is wrong.",
     "401": "An API key is set and was not given.",
     "404": "Another model is asked for than the one that is served.",
-    "408": "The body did not arrive in time.",
+    "408": "The headers or the body did not arrive in time.",
     "413": "The body, its texts or its images are larger than one request may bring.",
     "422": "A field is unknown, missing or out of range, or an image cannot be read.",
     "429": "The queue is full. `Retry-After` says when a place is likely to be free.",
+    "431": "The request's line and headers are longer than 64 KiB.",
     "500": "The server failed.",
     "503": "The replica that made it is gone, or none is there.",
 }
+HEAD = ("408", "431")
+"""Of any route, before it is known which: in our own words."""
 ASKED = {
     "a picture": {"segments": [{"type": "text", "text": "a red circle"}], "target": "image", "seed": 5},
     "a caption": {"segments": [{"type": "image", "data": PIXEL}], "target": "text"},
@@ -111,7 +114,7 @@ def _paths() -> Json:
                         "description": "Text.",
                         "content": {"text/plain": {"schema": {"type": "string"}}},
                     },
-                    "401": _refusal("401", native),
+                    **{code: _refusal(code, native) for code in ("401", *HEAD)},
                 },
             }
         },
@@ -150,15 +153,17 @@ def _get(name: str, summary: str, answer: str, told: tuple[str, ...], problem: s
         "summary": summary,
         "responses": {
             "200": {"description": "Done.", "content": content},
-            **{code: _refusal(code, problem) for code in told},
+            **{code: _refusal(code, problem) for code in (*told, *HEAD)},
         },
     }
 
 
 def _refusal(code: str, problem: str) -> Json:
+    kinds = dict.fromkeys((problem, "Problem") if code in HEAD else (problem,))
+    schemas = [{"$ref": REF + kind} for kind in kinds]
     refusal: Json = {
         "description": REFUSALS[code],
-        "content": {"application/json": {"schema": {"$ref": REF + problem}}},
+        "content": {"application/json": {"schema": {"anyOf": schemas} if schemas[1:] else schemas[0]}},
     }
     if code == "429":
         refusal["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
