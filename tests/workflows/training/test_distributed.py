@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from tests.workflows.training.processes import forking
 from workflows.errors import OneFlowError
 from workflows.training import worker
 from workflows.training.best import load_best
@@ -108,8 +108,7 @@ class Run:
 
 def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
     """Start the workers of a run; imports are done once for all launches."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workflows.training.worker"])
+    context = forking()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from tests.workflows.training.processes import forking
 from tests.workflows.training.test_distributed import Run, final_tensors, launch, run_root
 from workflows.training.config import TrainConfig
 from workflows.training.stall import Place, Standing, behind, stacks
@@ -49,8 +49,7 @@ def _work(config: TrainConfig, rank: int, port: int, output: Path, nap: int | No
 
 def started(config: TrainConfig, directory: Path, nap: int | None = None) -> Run:
     directory.mkdir()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workflows.training.worker"])
+    context = forking()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
