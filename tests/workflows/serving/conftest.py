@@ -96,7 +96,7 @@ def url(cluster: Path, registry: Registry) -> Iterator[str]:
 @pytest.fixture
 def http(url: str) -> Iterator[httpx2.Client]:
     """Asks the server with the key."""
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as client:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300) as client:
         yield client
 
 

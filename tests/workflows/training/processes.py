@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "workflows.training.worker", "torch._dynamo", "tokenizers", "xxhash", "jsonschema", "mlflow", "hypothesis", "pytest",
-    "tests.workflows.training.corpus",
+    "workflows.training.worker", "torch._dynamo", "tokenizers", "xxhash", "jsonschema", "mlflow",
+    "hypothesis", "pytest", "tests.workflows.training.corpus",
 ]  # fmt: skip
 """Modules that training, and the tests of it, import sooner or later: more than half of a short run's time."""
 
@@ -52,7 +52,7 @@ def together(function: Callable[..., None], world: int, directory: Path, *given:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(240)
+        process.join(500)
         process.kill()
     said = "\n".join(log.read_text() for log in logs if log.exists())
     assert [process.exitcode for process in ranks] == [0] * world, said

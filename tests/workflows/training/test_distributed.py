@@ -58,7 +58,7 @@ def _line(progress: Progress) -> str:
 
 
 def _await(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 500
     while not ready() and time.monotonic() < deadline:
         time.sleep(0.001)
 
@@ -76,7 +76,7 @@ class Run:
 
     def finish(self) -> str:
         for process in self.processes:
-            process.join(120)
+            process.join(500)
         said = "\n".join(path.read_text() for path in self.outputs if path.exists())
         assert all(process.exitcode == 0 for process in self.processes), said
         return said
@@ -86,7 +86,7 @@ class Run:
         _await(lambda: _committed(config))
         self.processes[-1].terminate()
         for process in self.processes:
-            process.join(120)
+            process.join(500)
         said = "\n".join(path.read_text() for path in self.outputs)
         assert [process.exitcode for process in self.processes] == [128 + signal.SIGTERM] * 2, said
         return said
