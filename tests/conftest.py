@@ -63,7 +63,10 @@ def stack() -> Iterator[RunningStack]:
 
 @pytest.fixture(scope="module")
 def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
-    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module."""
+    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module.
+
+    It is started once a session, and goes on between the modules.
+    """
     from workflows.stack import StackConfig, connect, up
     from workflows.stack.config import RayConfig
 
@@ -74,4 +77,3 @@ def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
     for name in set(os.environ) - set(before):
         if not name.startswith("RAY_AUTH"):
             del os.environ[name]
-    up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), stack.state_dir)

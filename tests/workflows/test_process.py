@@ -7,6 +7,7 @@ import sys
 
 COUNT = """
 import resource, sys
+from itertools import pairwise
 import torch
 from workflows.process import SWITCH_S, settle
 
@@ -17,13 +18,16 @@ def steps(count):
         held = [torch.ones(3 << 20) for _ in range(4)]
         del held
 steps(3)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-steps(20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+counts = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for _ in range(21):
+    steps(1)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(sorted(after - before for before, after in pairwise(counts))[10])
 """
 
 
 def faults(device: str) -> int:
+    """Of a step, the median: a heap that moved once, as something else was put at its end, is none of the matter."""
     told = subprocess.run([sys.executable, "-c", COUNT, device], capture_output=True, text=True, check=True)
     return int(told.stdout)
 
@@ -31,4 +35,4 @@ def faults(device: str) -> int:
 def test_freed_memory_is_kept_on_the_cpu_alone() -> None:
     """48 MiB a step are 12,288 pages, or a few huge ones where the system has such."""
     asked, unasked = faults("cpu"), faults("cuda")
-    assert asked < 20 < unasked
+    assert asked < 2 and unasked > 10
