@@ -18,6 +18,8 @@ hypothesis.settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray's workers stand back behind all else (nice 15), which beside other tests is to stand still.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A stack that the developer runs in this checkout is none of the tests' business.
 os.environ["ONEFLOW_HOME"] = tempfile.mkdtemp(prefix="oneflow-home-")
 

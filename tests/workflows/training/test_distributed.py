@@ -173,7 +173,8 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, tmp_path: Path) -> None:
     """The step is none at which a checkpoint was due, and what follows is what would have followed."""
-    changes: dict[str, object] = {"budget__steps": 60, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    changes: dict[str, object] = {"budget__steps": 40, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    changes["watch__heldout_every"] = 20
     undisturbed = tiny_config(corpus, tmp_path / "undisturbed", **changes)
     launch(undisturbed, tmp_path, 2).finish()
     config = tiny_config(corpus, tmp_path / "stopped", **changes)
@@ -181,7 +182,7 @@ def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, 
 
     [step] = {int(number) for number in re.findall(r"stopped after step (\d+), which is kept", said)}
     kept = sorted(path.name for path in (run_root(config) / "commits").iterdir())
-    assert kept[-1] == commit_name(step) and 5 < step < 60
+    assert kept[-1] == commit_name(step) and 5 < step < 40
 
     assert f"going on after step {step}" in launch(config, tmp_path, 2).finish()
     assert final_tensors(config) == final_tensors(undisturbed)
