@@ -28,10 +28,10 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/oneflow demo
 
-# The parts share nothing and wait for servers more than they compute: four run beside each other, each one test after
-# the other. Those that wait longest come first; the method's tests, which only compute, fill both cores at the end.
+# The parts share nothing: three run beside each other, each one test after the other. The longest come first; the kills,
+# which wait, and the method's tests, which only compute, fill both cores at the end. More at once starve each other's Ray.
 test: setup
-	@$(MAKE) --no-print-directory -j 4 -k test-kills test-rest test-training test-corpus test-serving test-core
+	@$(MAKE) --no-print-directory -j 3 -k test-rest test-training test-corpus test-serving test-kills test-core
 
 test-core: setup
 	$(BIN)/python -m pytest tests/core -n 2

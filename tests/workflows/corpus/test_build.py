@@ -153,9 +153,11 @@ def test_killed_in_the_middle(whole: Whole, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     code = "import sys; from workflows.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "corpus", "build", str(file)]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    said = tmp_path.with_suffix(".log")
+    with said.open("w") as stderr:
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=stderr)
     try:
-        wait_for(process, tmp_path / "latents")
+        wait_for(process, tmp_path / "latents", said)
     finally:
         process.kill()
         process.wait()
@@ -172,11 +174,11 @@ def test_killed_in_the_middle(whole: Whole, tmp_path: Path) -> None:
     assert found == meant
 
 
-def wait_for(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Until the first part is in `folder`."""
+def wait_for(process: "subprocess.Popen[bytes]", folder: Path, said: Path) -> None:
+    """Until the first part is in `folder`; what the process wrote is in `said`."""
     deadline = time.monotonic() + 600
     while not any(folder.rglob("part-*.parquet")):
-        assert process.poll() is None, "the build ended before it was killed"
+        assert process.poll() is None, f"the build ended before it was killed: {said.read_text()[-2000:]}"
         assert time.monotonic() < deadline, f"nothing in {folder}"
         time.sleep(0.02)
 
