@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 UV := uv==0.13.9
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-corpus test-training test-serving test-rest check bench manifests lock
+.PHONY: setup demo test test-core test-corpus test-kills test-training test-serving test-rest check bench manifests lock
 
 setup: $(VENV)/.ready
 
@@ -28,17 +28,22 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/oneflow demo
 
-# The method's tests share nothing and run side by side. The others start servers, and wait for them more than they
-# compute: those of a part run one after the other, the parts beside each other.
+# The parts share nothing: three run beside each other, each one test after the other. The longest come first; the kills,
+# which wait, and the method's tests, which only compute, fill both cores at the end. More at once starve each other's Ray.
 test: setup
+	@$(MAKE) --no-print-directory -j 3 -k test-rest test-training test-corpus test-serving test-kills test-core
+
+test-core: setup
 	$(BIN)/python -m pytest tests/core -n 2
-	@$(MAKE) --no-print-directory -j 3 test-training test-rest test-corpus test-serving
 
 test-corpus: setup
 	$(BIN)/python -m pytest tests/workflows/corpus --durations 8
 
+test-kills: setup
+	$(BIN)/python -m pytest tests/workflows/training/test_kills.py --durations 8
+
 test-training: setup
-	$(BIN)/python -m pytest tests/workflows/training --durations 8
+	$(BIN)/python -m pytest tests/workflows/training --ignore tests/workflows/training/test_kills.py --durations 8
 
 test-serving: setup
 	$(BIN)/python -m pytest tests/workflows/serving tests/workflows/evaluation --durations 8

@@ -18,6 +18,8 @@ hypothesis.settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray's workers stand back behind all else (nice 15), which beside other tests is to stand still.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A stack that the developer runs in this checkout is none of the tests' business.
 os.environ["ONEFLOW_HOME"] = tempfile.mkdtemp(prefix="oneflow-home-")
 
@@ -63,7 +65,10 @@ def stack() -> Iterator[RunningStack]:
 
 @pytest.fixture(scope="module")
 def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
-    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module."""
+    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module.
+
+    It is started once a session, and goes on between the modules.
+    """
     from workflows.stack import StackConfig, connect, up
     from workflows.stack.config import RayConfig
 
@@ -74,4 +79,3 @@ def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
     for name in set(os.environ) - set(before):
         if not name.startswith("RAY_AUTH"):
             del os.environ[name]
-    up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), stack.state_dir)

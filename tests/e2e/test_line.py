@@ -20,7 +20,7 @@ from tests.reference import shared
 from workflows.demo.config import DemoConfig
 from workflows.demo.line import DemoReport, run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 NAME = "oneflow-e2e"
 MODEL = f"models:/{NAME}@champion"
@@ -164,7 +164,7 @@ def test_a_second_build_finds_nothing_to_do(made: Made) -> None:
     assert not again.made
     assert again.manifest is not None
     assert f"shapes@{again.manifest.version}" == made.figures["corpus_version"]
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 120
 
 
 def test_a_second_demo_trains_anew(made: Made) -> None:

@@ -13,7 +13,7 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "diffusers", "pyarrow", "pand
 
 
 def oneflow(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ONEFLOW, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([ONEFLOW, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_version() -> None:

@@ -64,7 +64,7 @@ def test_one_holds_and_the_other_is_told_whom(tmp_path: Path, start: Start) -> N
     begin = time.monotonic()
     with claim(str(tmp_path), "build-c", "c is being built") as lease:
         lease.check()
-    assert time.monotonic() - begin < 5, "the dead of this machine are not waited for"
+    assert time.monotonic() - begin < leases.EXPIRY_S / 2, "the dead of this machine are not waited for"
     assert survey(str(tmp_path)).live == {}
 
 
@@ -73,12 +73,12 @@ def test_a_silent_holder_of_another_machine_has_until_the_expiry(tmp_path: Path)
     elsewhere(tmp_path, "b.1", 0)
     tree = json.loads((tmp_path / "leases/b.1.json").read_text())
     (tmp_path / "leases/b.1.json").write_text(json.dumps(tree | {"released": False}))
-    elsewhere(tmp_path, "b.1", leases.EXPIRY_S - 2)
+    elsewhere(tmp_path, "b.1", leases.EXPIRY_S - 5)
     with pytest.raises(OneFlowError, match="on far"):
         claim(str(tmp_path), "b", "x")
     begin = time.monotonic()
-    with claim(str(tmp_path), "b", "x", wait_s=30):
-        assert 1 < time.monotonic() - begin < 20
+    with claim(str(tmp_path), "b", "x", wait_s=200):
+        assert 1 < time.monotonic() - begin < 100
 
 
 def test_a_holder_that_was_passed_over_may_not_commit(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_a_holder_that_was_passed_over_may_not_commit(tmp_path: Path) -> None:
 def test_a_holder_that_could_not_renew_may_not_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with claim(str(tmp_path), "b", "x", expiry_s=0.4) as lease:
-        time.sleep(0.8)
+    with claim(str(tmp_path), "b", "x", expiry_s=2.0) as lease:
+        time.sleep(3.0)
         lease.check()
 
         def fails(url: str, holder: Holder, if_absent: bool = False) -> bool:
@@ -105,10 +105,10 @@ def test_a_holder_that_could_not_renew_may_not_commit(
 
         with monkeypatch.context() as patched:
             patched.setattr(leases, "_write", fails)
-            time.sleep(0.8)
-            with pytest.raises(Lost, match="was not renewed for 0 s"):
+            time.sleep(3.0)
+            with pytest.raises(Lost, match="was not renewed for 2 s"):
                 lease.check()
-        time.sleep(0.4)
+        time.sleep(1.0)
         with pytest.raises(Lost):
             lease.check()
 

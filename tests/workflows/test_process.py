@@ -7,28 +7,28 @@ import sys
 
 COUNT = """
 import resource, sys
+from itertools import pairwise
 import torch
 from workflows.process import SWITCH_S, settle
 
 settle(sys.argv[1])
 assert abs(sys.getswitchinterval() - SWITCH_S) < 1e-6
-def steps(count):
-    for _ in range(count):
-        held = [torch.ones(3 << 20) for _ in range(4)]
-        del held
-steps(3)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-steps(20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+counts = []
+for _ in range(24):
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    held = torch.ones(12 << 20)
+    del held
+print(sorted(after - before for before, after in pairwise(counts[3:]))[10])
 """
 
 
 def faults(device: str) -> int:
+    """Of a step, the median: that the heap moves once, as something small came in between, says nothing."""
     told = subprocess.run([sys.executable, "-c", COUNT, device], capture_output=True, text=True, check=True)
     return int(told.stdout)
 
 
 def test_freed_memory_is_kept_on_the_cpu_alone() -> None:
-    """48 MiB a step are 12,288 pages, or a few huge ones where the system has such."""
+    """48 MiB a step, more than glibc ever keeps by itself, are 12,288 pages or some huge ones."""
     asked, unasked = faults("cpu"), faults("cuda")
-    assert asked < 20 < unasked
+    assert asked < 10 < unasked

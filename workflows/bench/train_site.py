@@ -35,10 +35,14 @@ EVERY = 20
 RUN_TIMEOUT_S = 420.0
 DEATH = {
     "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 3000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 10_000,
+    "health_check_failure_threshold": 4,
 }
-"""Settings of Ray: a node that is gone is known to be after some seconds."""
+"""Settings of Ray: a node that refuses connections is dead after 2 s; one that is only busy has 40 s to answer."""
+PATIENCE = {"ONEFLOW_STORE_PATIENCE_S": "120", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+"""Of the drivers. Ray, which may take a dead node for a living one for a while, tries with fewer workers after 15 s
+(60 by default)."""
 
 
 class TrainDriver:
@@ -146,7 +150,7 @@ class TrainSite:
         path = self._folder / f"{name}.yaml"
         path.write_text(json.dumps(self.config(name, **settings)))
         assert self._cluster is not None
-        environment = {"RAY_ADDRESS": self._cluster.address, "ONEFLOW_STORE_PATIENCE_S": "120"}
+        environment = {"RAY_ADDRESS": self._cluster.address, **PATIENCE}
         self._drivers.append(TrainDriver(path, environment))
         return self._drivers[-1]
 

@@ -127,7 +127,7 @@ def test_the_process_does_not_outlive_a_killed_parent() -> None:
         assert parent.stdout is not None and parent.stdout.readline() == b"read\n"
         (child,) = psutil.Process(parent.pid).children()
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -1,5 +1,6 @@
 """Captions say what is true, and the parser reads every one of them and nothing else."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -115,10 +116,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert mentions is None or len(mentions) > 0
 
 
-@settings(max_examples=50, deadline=1000)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(SALAD)))
 def test_word_salad_is_read_in_bounded_time(words: list[str]) -> None:
+    begin = time.process_time()
     parse(" ".join(words * 8))
+    assert time.process_time() - begin < 1
 
 
 def test_the_same_seed_gives_the_same_captions() -> None:

@@ -98,7 +98,7 @@ def test_a_reader_waits_for_the_end_of_a_collection(root: Path) -> None:
         assert "waiting for the end of a collection of garbage: process" in reader.stderr.readline()
         for name in os.listdir(manifest.base):
             (Path(manifest.base) / name).unlink()
-    _, told = reader.communicate(timeout=60)
+    _, told = reader.communicate(timeout=300)
     assert "it was removed by oneflow corpus gc" in told and reader.returncode == 1
 
 

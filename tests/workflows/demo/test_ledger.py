@@ -19,9 +19,9 @@ def test_stages_are_told_and_timed() -> None:
     with ledger.stage("train", "learning"):
         pass
     assert lines[0] == "[1/2] corpus: drawing"
-    assert lines[1].startswith("[1/2] corpus: 12 documents (0.")
+    assert lines[1].startswith("[1/2] corpus: 12 documents (")
     assert [s.name for s in ledger.stages] == ["corpus", "train"]
-    assert 0.05 <= ledger.stages[0].seconds < 1
+    assert 0.05 <= ledger.stages[0].seconds < 60
     assert [line.split()[0] for line in ledger.table().splitlines()] == ["corpus", "train", "all"]
 
 

@@ -41,16 +41,16 @@ def start(server: Deployment, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def stop_in_the_middle(server: Deployment, process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Sends the signal when some items are answered; what the process said."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while len(server.bodies) < 20:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    return process.communicate(timeout=300)[1]
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     result: dict[str, object] = json.loads(out.splitlines()[-1])
     return result

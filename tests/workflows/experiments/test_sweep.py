@@ -55,7 +55,7 @@ def test_a_killed_sweep_goes_on_and_its_runs_are_nested(ray_stack: RunningStack,
     command = [sys.executable, "-m", "workflows", "experiment", "run", str(tmp_path / "sweep.yaml")]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 900
         while first.state != "finished" and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):

@@ -61,7 +61,7 @@ def opened(browser: Browser, url: str) -> Iterator[Visit]:
 
 def ask(url: str, **body: Any) -> dict[str, Any]:
     request = urllib.request.Request(f"{url}/v1/generate", json.dumps(body).encode(), HEADERS)
-    with urllib.request.urlopen(request, timeout=60) as reply:
+    with urllib.request.urlopen(request, timeout=300) as reply:
         return dict(json.load(reply))
 
 

@@ -34,8 +34,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.5)
-    monkeypatch.setattr(protocol, "LINGER_S", 0.5)
+    monkeypatch.setattr(protocol, "HEAD_S", 1.0)
+    monkeypatch.setattr(protocol, "LINGER_S", 2.0)
     config = uvicorn.Config(echo, http=protocol.BoundedProtocol, lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server((HOST, 0)) as door:
@@ -48,7 +48,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def said(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
     """What comes back up to the end of the connection."""
-    with socket.create_connection((HOST, port), timeout=20) as wire:
+    with socket.create_connection((HOST, port), timeout=120) as wire:
         answer = bytearray()
         try:
             for part in parts:
@@ -63,7 +63,7 @@ def said(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
 
 def test_good_requests_are_served_one_after_the_other(port: int) -> None:
     last = b"POST /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nabcde"
-    answer = said(port, GET % b"a", GET % b"b" + GET % b"c", last, pause_s=0.6)
+    answer = said(port, GET % b"a", GET % b"b" + GET % b"c", last, pause_s=1.2)
     assert [answer.count(b'["/%s", 1, 0]' % name) for name in (b"a", b"b", b"c")] == [1, 1, 1]
     assert answer.endswith(b'["/last", 3, 5]')
 
@@ -81,7 +81,7 @@ def test_good_requests_are_served_one_after_the_other(port: int) -> None:
 )
 def test_what_has_no_end_is_cut_off(port: int, head: bytes, piece: bytes) -> None:
     sent = 0
-    with socket.create_connection((HOST, port), timeout=20) as wire:
+    with socket.create_connection((HOST, port), timeout=120) as wire:
         wire.sendall(head)
         with pytest.raises(ConnectionError):
             while sent < 256 << 20:
@@ -111,7 +111,7 @@ def test_a_head_that_does_not_arrive_is_given_up(port: int, begun: bytes) -> Non
 
 def test_a_body_may_take_longer_than_a_head(port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n"
-    assert said(port, head, b"ab", b"cd", pause_s=0.4).endswith(b'["/", 3, 4]')
+    assert said(port, head, b"ab", b"cd", pause_s=0.8).endswith(b'["/", 3, 4]')
 
 
 def test_small_chunks_are_a_body_like_any_other(port: int) -> None:
@@ -121,7 +121,7 @@ def test_small_chunks_are_a_body_like_any_other(port: int) -> None:
 
 def test_who_goes_on_sending_after_the_answer_is_left(port: int) -> None:
     head = b"POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    with socket.create_connection((HOST, port), timeout=20) as wire:
+    with socket.create_connection((HOST, port), timeout=120) as wire:
         wire.sendall(head)
         assert b'["/deaf", 2, 0]' in wire.recv(65536)
         with pytest.raises(ConnectionError):

@@ -32,7 +32,7 @@ def marker() -> Iterator[str]:
 def family(kind: str, marker: str, directory: Path) -> Record:
     launch = Launch(argv=[sys.executable, "-c", FAMILY, kind], env={})
     record = spawn(launch, marker, "f", directory / "log", directory)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while "ready" not in (directory / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     return record
@@ -55,7 +55,7 @@ def test_what_ignores_the_request_is_ended_by_force(marker: str, tmp_path: Path)
 def test_orphans_of_a_killed_process_are_found(marker: str, tmp_path: Path) -> None:
     record = family("meek", marker, tmp_path)
     os.kill(record.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while record.process() is not None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert record.process() is None
@@ -82,7 +82,7 @@ def test_environment_and_log(marker: str, tmp_path: Path, monkeypatch: pytest.Mo
     code = "import os; print(os.environ['GIVEN'], 'UNWANTED' in os.environ, os.getcwd())"
     launch = Launch(argv=[sys.executable, "-c", code], env={"GIVEN": "yes"}, unset=["UNWANTED"])
     record = spawn(launch, marker, "f", tmp_path / "log", tmp_path)
-    psutil.wait_procs([p] if (p := record.process()) else [], timeout=30)
+    psutil.wait_procs([p] if (p := record.process()) else [], timeout=300)
     assert process.tail(tmp_path / "log") == f"yes False {tmp_path}"
 
 

@@ -64,7 +64,7 @@ def test_ray_joins_a_running_stack_and_its_workers_reach_the_rest(ray_stack: Run
     assert now.running
     assert now.ray_address == ray_stack.env["RAY_ADDRESS"]
     assert now.serve_url is None
-    done = subprocess.run([sys.executable, "-c", ON_RAY], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", ON_RAY], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["cpus"] == 2
@@ -105,7 +105,7 @@ def submitted(stack: RunningStack, tmp_path: Path, job: str, **env: str) -> subp
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
 
 

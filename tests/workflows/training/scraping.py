@@ -28,7 +28,7 @@ def scraped() -> Iterator[Seen]:
     def scrape() -> None:
         while not over.wait(0.3):
             try:
-                with urllib.request.urlopen(url, timeout=10) as answer:
+                with urllib.request.urlopen(url, timeout=60) as answer:
                     text = answer.read().decode()
             except (urllib.error.URLError, OSError):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from dataclasses import replace
@@ -19,6 +18,7 @@ from oneflow_core.objectives import LossOutput, ObjectiveConfig, OneFlowObjectiv
 from oneflow_core.objectives.tasks import TaskMixture
 from oneflow_core.packing import Pack, collate
 from tests.core.words import TINY, WordTokenizer, image, sample, text
+from tests.workflows.training.processes import forking
 from workflows.device_rate import peak_rate, sheet_rate
 from workflows.training.config import ComputeSettings, OptimiserSettings
 from workflows.training.detail import Detail
@@ -92,7 +92,7 @@ def _on_two(directory: Path) -> list[dict[str, float]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     ranks = [context.Process(target=_rank, args=(r, port, directory)) for r in range(2)]
     for process in ranks:
         process.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from tests.workflows.training.processes import forking
 from workflows.errors import OneFlowError
 from workflows.training import worker
 from workflows.training.best import load_best
@@ -58,7 +58,7 @@ def _line(progress: Progress) -> str:
 
 
 def _await(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 500
     while not ready() and time.monotonic() < deadline:
         time.sleep(0.001)
 
@@ -76,7 +76,7 @@ class Run:
 
     def finish(self) -> str:
         for process in self.processes:
-            process.join(120)
+            process.join(500)
         said = "\n".join(path.read_text() for path in self.outputs if path.exists())
         assert all(process.exitcode == 0 for process in self.processes), said
         return said
@@ -86,7 +86,7 @@ class Run:
         _await(lambda: _committed(config))
         self.processes[-1].terminate()
         for process in self.processes:
-            process.join(120)
+            process.join(500)
         said = "\n".join(path.read_text() for path in self.outputs)
         assert [process.exitcode for process in self.processes] == [128 + signal.SIGTERM] * 2, said
         return said
@@ -108,8 +108,7 @@ class Run:
 
 def launch(config: TrainConfig, directory: Path, workers: int) -> Run:
     """Start the workers of a run; imports are done once for all launches."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workflows.training.worker"])
+    context = forking()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -174,7 +173,8 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, tmp_path: Path) -> None:
     """The step is none at which a checkpoint was due, and what follows is what would have followed."""
-    changes: dict[str, object] = {"budget__steps": 60, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    changes: dict[str, object] = {"budget__steps": 40, "checkpoint__every_steps": 5, "checkpoint__keep": 9}
+    changes["watch__heldout_every"] = 20
     undisturbed = tiny_config(corpus, tmp_path / "undisturbed", **changes)
     launch(undisturbed, tmp_path, 2).finish()
     config = tiny_config(corpus, tmp_path / "stopped", **changes)
@@ -182,7 +182,7 @@ def test_sigterm_to_one_worker_ends_all_after_a_step_that_is_kept(corpus: Path, 
 
     [step] = {int(number) for number in re.findall(r"stopped after step (\d+), which is kept", said)}
     kept = sorted(path.name for path in (run_root(config) / "commits").iterdir())
-    assert kept[-1] == commit_name(step) and 5 < step < 60
+    assert kept[-1] == commit_name(step) and 5 < step < 40
 
     assert f"going on after step {step}" in launch(config, tmp_path, 2).finish()
     assert final_tensors(config) == final_tensors(undisturbed)

@@ -91,11 +91,11 @@ def losses(output: str) -> list[float]:
 def test_on_one_two_and_four_workers_the_losses_agree(corpus: Path, tmp_path: Path) -> None:
     found = []
     for workers in (1, 2, 4):
-        changes = {"budget__steps": 50, "data__lanes": 4, "watch__log_every": 1, "data__holdout": 0.0}
-        fewer = {"checkpoint__every_steps": 50, "compute__shard_min_mb": 16}
+        changes = {"budget__steps": 36, "data__lanes": 4, "watch__log_every": 1, "data__holdout": 0.0}
+        fewer = {"checkpoint__every_steps": 36, "compute__shard_min_mb": 16}
         config = tiny_config(corpus, tmp_path / str(workers), **changes, **fewer)
         found.append(losses(launch(config, tmp_path, workers).finish()))
-    assert [len(run) for run in found] == [50] * 3
+    assert [len(run) for run in found] == [36] * 3
     assert found[0][-1] < 0.9 * found[0][0]
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-5)

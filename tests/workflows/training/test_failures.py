@@ -95,6 +95,6 @@ def test_progress_holds_nobody_up_while_the_store_is_away(
     assert read_progress(str(tmp_path / "store" / "run")) is None
     (tmp_path / "store").unlink()
     writer(Progress(3, 9, 3 / 9, 1.0, 1.0, {"train/loss": 2.0}))
-    writer.close(10)
+    writer.close(60)
     told = read_progress(str(tmp_path / "store" / "run"))
     assert told is not None and told["step"] == 3

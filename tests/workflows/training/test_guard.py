@@ -143,7 +143,7 @@ def test_a_killed_run_skips_and_rolls_back_as_an_undisturbed_one(
 
 def kill_at(run: Run, config: TrainConfig, step: int) -> None:
     """SIGKILL to all workers once a checkpoint of `step` is committed."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while not list(Path(config.checkpoint.url).glob(f"*/commits/{commit_name(step)}")):
         assert time.monotonic() < deadline and all(p.is_alive() for p in run.processes)
         time.sleep(0.005)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from oneflow_core.muon import direction
+from tests.workflows.training.processes import forking
 from workflows.training.muon import Exchange
 
 SHAPES = [(7, 5), (6, 6), (7, 5), (1, 4), (3, 8), (6, 6), (7, 5)]
@@ -38,7 +38,7 @@ def test_steps_of_sharded_matrices_are_those_of_whole_ones(world: int, tmp_path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     ranks = [context.Process(target=_rank, args=(r, world, port, tmp_path)) for r in range(world)]
     for process in ranks:
         process.start()

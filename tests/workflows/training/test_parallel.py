@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from dataclasses import replace
@@ -19,6 +18,7 @@ from oneflow_core.model import OneFlowModel
 from oneflow_core.objectives import ObjectiveConfig, OneFlowObjective
 from oneflow_core.packing import collate
 from tests.core.words import TINY, WordTokenizer, image, sample, text
+from tests.workflows.training.processes import forking
 from workflows.training.config import ComputeSettings
 from workflows.training.parallel import join_group, shard, whole
 
@@ -63,7 +63,7 @@ def test_gradients_of_ranks_with_and_without_images_add_up(adapter: Adapter, tmp
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     ranks = [context.Process(target=_rank, args=(adapter, r, port, tmp_path)) for r in range(len(RANKS))]
     for process in ranks:
         process.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from tests.workflows.training.processes import forking
 from tests.workflows.training.test_optimiser import Small
 from workflows.storage import read_json
 from workflows.training.checkpoint import Checkpoints, committed_steps
@@ -83,8 +83,7 @@ def on(world: int, directory: Path, step: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workflows.training.worker"])
+    context = forking()
     ranks = [context.Process(target=_rank, args=(r, world, port, directory, step)) for r in range(world)]
     for process in ranks:
         process.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.workflows.training.corpus import tiny_config, write_corpus
+from tests.workflows.training.processes import forking
 from tests.workflows.training.test_distributed import Run, final_tensors, launch, run_root
 from workflows.training.config import TrainConfig
 from workflows.training.stall import Place, Standing, behind, stacks
 from workflows.training.watchdog import PHASES, STALLED
 from workflows.training.worker import work
 
-TIMEOUT_S, STEPS = 4.0, 12
+TIMEOUT_S, STEPS = 8.0, 12
 
 
 def oversleep(*_: object) -> None:
@@ -49,8 +49,7 @@ def _work(config: TrainConfig, rank: int, port: int, output: Path, nap: int | No
 
 def started(config: TrainConfig, directory: Path, nap: int | None = None) -> Run:
     directory.mkdir()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workflows.training.worker"])
+    context = forking()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -85,7 +84,7 @@ def test_stalls_are_told_and_the_run_goes_on_after_them(corpus: Path, tmp_path: 
         victim = halting.processes[1]
         os.kill(victim.pid or 0, signal.SIGSTOP)
         for process in [*sleeping.processes, halting.processes[0]]:
-            process.join(60)
+            process.join(300)
             assert process.exitcode == STALLED
         assert victim.is_alive()
     finally:

@@ -177,7 +177,7 @@ def test_train_survives_a_killed_worker_and_registers_a_model_that_loads(
     again = run(config, say=said.append)
     assert "nothing is left to train" in said[-2]
     assert again.model == report.model
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 200
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_diverged_run_ends_at_once_and_says_so(
     told = r"training, rank [01] on \S+: step \d+: the loss is .*lower optimiser.lr"
     with pytest.raises(OneFlowError, match=told):
         run(config, say=lambda line: None)
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - begun < 400
     client = MlflowClient(tracking)
     newest = _runs(client)[0]
     assert newest.info.status == "FAILED"

@@ -190,7 +190,7 @@ def urls_in_rows(web: Web) -> list[dict[str, Any]]:
         (web.folder / f"{i}.png").write_bytes(png(i))
     (web.folder / "big.png").write_bytes(b"\x89PNG" + bytes(200_000))
     (web.folder / "page.html").write_bytes(b"<html>not found, but 200</html>")
-    web.slow["/slow.png"] = 3.0
+    web.slow["/slow.png"] = 9.0
     (web.folder / "slow.png").write_bytes(png(9))
     web.fail["/2.png"] = 1
     names = [*(f"{i}.png" for i in range(6)), "gone.png", "big.png", "page.html", "slow.png", "0.png"]
@@ -205,7 +205,7 @@ def test_images_by_url_are_fetched_kept_and_refused_within_bounds(web: Web, tmp_
     ]
     rows += [{"url": f"{web.url}/0.png::file:///etc/passwd", "caption": "a chain"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "urls.parquet")
-    fetch = {"timeout_seconds": 1.0, "retries": 1}
+    fetch = {"timeout_seconds": 3.0, "retries": 1}
     source = {"name": "web", "format": "parquet", "urls": [str(tmp_path / "urls.parquet")], "fetch": fetch}
     config = corpus(tmp_path / "root", source, limits={"image_bytes": 100_000})
     documents, refused = ingested(config)

@@ -185,9 +185,9 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     info.type, info.size = tarfile.XHDTYPE, 8 << 30
     path = tmp_path / "a.tar"
     path.write_bytes(unended(pairs(0, 1)) + info.tobuf(tarfile.GNU_FORMAT))
-    started = time.monotonic()
+    started = time.process_time()
     drafts, refused = read("webdataset", path)
-    assert len(drafts) == 1 and refused == {"header too large": 1} and time.monotonic() - started < 5
+    assert len(drafts) == 1 and refused == {"header too large": 1} and time.process_time() - started < 5
 
 
 @settings(max_examples=60)
@@ -259,9 +259,9 @@ def test_any_bytes_are_read_or_refused(kind: str, tmp_path_factory: pytest.TempP
             data[at : at + len(piece)] = piece
         path = tmp_path_factory.mktemp("m", numbered=True) / name
         path.write_bytes(data if whole else data[:cut])
-        started = time.monotonic()
+        started = time.process_time()
         drafts, refused = read(kind, path)
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
         assert (
             drafts
             or refused

@@ -46,7 +46,7 @@ def test_a_client_that_goes_away_frees_its_place(http: httpx2.Client) -> None:
         ]
         return counts == [2, 2] and now["oneflow_running_documents"] == 0 and now["oneflow_waiting"] == 0
 
-    wait_for(freed, "both cancelled", 10)
+    wait_for(freed, "both cancelled")
     left = 'oneflow_documents_total{event="left"}'
     assert meters(http)[left] == before[left]
 
@@ -94,7 +94,7 @@ def test_bad_requests_get_a_clear_answer(http: httpx2.Client, body: Any, status:
 def test_a_body_that_does_not_arrive_is_given_up(url: str) -> None:
     at = urlsplit(url)
     started = time.monotonic()
-    with socket.create_connection((at.hostname, at.port), timeout=60) as wire:
+    with socket.create_connection((at.hostname, at.port), timeout=300) as wire:
         head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n"
         wire.sendall(head.encode() + b'{"seg')
         reply = wire.recv(65536)
@@ -126,7 +126,7 @@ def test_a_callers_headers_give_serve_no_orders(url: str) -> None:
         + b"==",
     )
     for header in strange:
-        with socket.create_connection((at.hostname, at.port), timeout=60) as wire:
+        with socket.create_connection((at.hostname, at.port), timeout=300) as wire:
             wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nConnection: close\r\n\r\n")
             status = int(wire.recv(65536).split()[1])
         assert status in (200, 400, 403, 404), (header, status)

@@ -89,8 +89,8 @@ def test_a_killed_replica_costs_503_and_comes_back_though_the_alias_is_broken(
             lambda: meters(http)["oneflow_running_documents"] == 2 and len(streamed) > 1, "two under way"
         )
         os.kill(replica_pid(), signal.SIGKILL)
-        reply = whole.result(timeout=60)
-        grown.result(timeout=60)
+        reply = whole.result(timeout=300)
+        grown.result(timeout=300)
     assert reply.status_code == 503 and set(reply.json()["error"]) == {"field", "cause", "mend"}
     assert json.loads(streamed[-1])[0] == "error"
     with Client(url, api_key=KEY, attempts=30) as client:
