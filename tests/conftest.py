@@ -65,10 +65,7 @@ def stack() -> Iterator[RunningStack]:
 
 @pytest.fixture(scope="module")
 def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
-    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module.
-
-    It is started once a session, and goes on between the modules.
-    """
+    """`stack` with a Ray head and its job server beside it; RAY_ADDRESS and its token are set for the module."""
     from workflows.stack import StackConfig, connect, up
     from workflows.stack.config import RayConfig
 
@@ -79,3 +76,4 @@ def ray_stack(stack: RunningStack) -> Iterator[RunningStack]:
     for name in set(os.environ) - set(before):
         if not name.startswith("RAY_AUTH"):
             del os.environ[name]
+    up(StackConfig(ray=RayConfig(enabled=False), min_free_mb=0), stack.state_dir)
