@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oneflow_core.precision import widen
 from oneflow_core.ragged import ragged_range, runs
 
 IntArray = NDArray[np.int64]
@@ -204,7 +205,13 @@ AMPERE = 8
 
 
 def rectangles(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan) -> Tensor:
-    """`attend` by the plan's buckets, on any device."""
+    """`attend` by the plan's buckets, on any device.
+
+    On a CPU in float32 at least, whatever comes: in half precision what a row is padded to would show in its result.
+    """
+    dtype = q_THd.dtype
+    if not q_THd.is_cuda:
+        q_THd, k_RGd, v_RGd = widen(q_THd), widen(k_RGd), widen(v_RGd)
     key_P = plan.query_Q if plan.key_P is None else plan.key_P
     q_Q = q_THd.index_select(0, plan.query_Q).split([b.rows * b.queries for b in plan.buckets])
     k_P, v_P = (
@@ -218,7 +225,7 @@ def rectangles(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan)
             q, k, v, attn_mask=bucket.mask, is_causal=bucket.causal, enable_gqa=grouped
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts).index_select(0, plan.restore_T)
+    return torch.cat(parts).index_select(0, plan.restore_T).to(dtype)
 
 
 def _rectangle(lengths_B: IntArray, members: IntArray) -> tuple[IntArray, BoolArray]:
