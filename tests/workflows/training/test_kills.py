@@ -20,7 +20,8 @@ from workflows.training.best import load_best
 from workflows.training.commit import commit_name
 from workflows.training.config import TrainConfig
 
-STEPS = 300
+STEPS = 600
+"""So many that none of the waits below outlasts the run."""
 AWAY_S = 12.0
 EVALUATED = ("heldout", "tasks", "calibration")
 ALWAYS = ("train", "speed", "data", "goodput", "guard", "heldout")
