@@ -29,9 +29,11 @@ from workflows.client import Client
 AT_ONCE = 8
 PATIENCE_S = 60.0
 MOST_BYTES = 1 << 24
+# The longest first, as one may lie within another.
+PLACES = sorted({str(ROOT), str(Path.home()), sys.prefix, tempfile.gettempdir()}, key=len, reverse=True)
 LEAKS = re.compile(
     rb'Traceback|File "|site-packages|\.py\b|root:x:|set-cookie:|'
-    + b"|".join(re.escape(str(p).encode()) for p in {ROOT, Path.home(), sys.prefix, tempfile.gettempdir()})
+    + b"|".join(re.escape(place.encode()) for place in PLACES)
 )
 """What no answer to garbage may hold."""
 STATUS = re.compile(rb"HTTP/1\.[01] ([2-5]\d\d) ")
