@@ -3,7 +3,8 @@
 All sides have one core for the network and make the same documents: captions of pictures, and pictures of texts, of
 the embedded model. The servers are `oneflow serve` as a user starts it, each with a Ray of its own, asked by
 `CLIENTS` clients at once; they differ in --batch and --dtype. The loop calls the pipeline with as many prompts at once,
-in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all.
+in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all; a server is started for its
+turn and stopped after it, as the Ray of one that waits would take from the others.
 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
@@ -17,7 +18,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -41,7 +42,14 @@ LOADS = (0.5, 0.8)
 LOAD_S = 30.0
 PATIENCE_S = 300.0
 KINDS = ("caption", "t2i")
-DTYPES = ("float32", "bfloat16")
+SERVERS: dict[str, dict[str, Any]] = {
+    "served": {"batch": CLIENTS},
+    "one at a time": {"batch": 1},
+    "served, bfloat16": {"batch": CLIENTS, "dtype": "bfloat16"},
+    "one at a time, bfloat16": {"batch": 1, "dtype": "bfloat16"},
+}
+"""Options of `oneflow serve`."""
+WARM = 16
 
 
 def run(runs: int) -> Result:
@@ -50,29 +58,32 @@ def run(runs: int) -> Result:
 
 
 def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S) -> Result:
-    """`runs` turns after one to warm up; `documents` of each kind a turn, `load_s` seconds at each load."""
+    """`runs` turns; `documents` of each kind a turn, `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     few = {kind: items[:SINGLES] for kind, items in asked.items()}
-    with ExitStack() as stack:
-        whole, single, whole_bf16, single_bf16 = (
-            stack.enter_context(_server(batch, dtype)) for dtype in DTYPES for batch in (CLIENTS, 1)
-        )
-        loop = stack.enter_context(Child("workflows.bench.serve:offline", {"documents": documents}))
-        sides: dict[str, Callable[[str], float]] = {
-            "served": lambda kind: _ask_all(whole, asked[kind]),
-            "one at a time": lambda kind: _ask_all(single, few[kind]),
-            "loop": lambda kind: documents / float(loop.ask(kind=kind)["seconds"]),
-            "served, bfloat16": lambda kind: _ask_all(whole_bf16, asked[kind]),
-            "one at a time, bfloat16": lambda kind: _ask_all(single_bf16, few[kind]),
-        }
-        rates: dict[tuple[str, str], list[float]] = {(s, k): [] for s in sides for k in KINDS}
-        for number in range(runs + 1):
-            for (side, kind), held in rates.items():
-                held += [sides[side](kind)][: number and 1]
-        both = median(_over_both(rates, "served"))
-        alone = _alone(whole, asked)
-        load = {f"{share:g}": _under_load(whole, asked, share * both, load_s) for share in LOADS}
-    return _result(rates, {"alone_s": alone, "load": load})
+    rates: dict[tuple[str, str], list[float]] = {(s, k): [] for s in (*SERVERS, "loop") for k in KINDS}
+    more: dict[str, Any] = {}
+    with Child("workflows.bench.serve:offline", {"documents": documents}) as loop:
+        loop.ask(kind=KINDS[0])
+        for turn in range(runs):
+            for kind in KINDS:
+                rates["loop", kind].append(documents / float(loop.ask(kind=kind)["seconds"]))
+            for name, options in SERVERS.items():
+                given = few if options["batch"] == 1 else asked
+                with _server(options) as client:
+                    for kind in KINDS:
+                        _ask_all(client, few[kind][:WARM])
+                        rates[name, kind].append(_ask_all(client, given[kind]))
+                    if name == "served" and turn == 0:
+                        more = _latencies(client, asked, _over_both(rates, name)[0], load_s)
+    return _result(rates, more)
+
+
+def _latencies(
+    client: Client, asked: Mapping[str, Sequence[Item]], rate: float, load_s: float
+) -> dict[str, Any]:
+    load = {f"{share:g}": _under_load(client, asked, share * rate, load_s) for share in LOADS}
+    return {"alone_s": _alone(client, asked), "load": load}
 
 
 def _over_both(rates: Mapping[tuple[str, str], list[float]], side: str) -> list[float]:
@@ -115,9 +126,9 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def _server(batch: int, dtype: str) -> Iterator[Client]:
+def _server(options: Mapping[str, object]) -> Iterator[Client]:
     with (
-        server(MODEL, {"batch": batch, "dtype": dtype, "queue": 8 * CLIENTS}) as (url, _),
+        server(MODEL, {**options, "queue": 8 * CLIENTS}) as (url, _),
         Client(url, timeout_s=PATIENCE_S, patience_s=0) as client,
     ):
         yield client
