@@ -3,8 +3,8 @@
 All sides have one core for the network and make the same documents: captions of pictures, and pictures of texts, of
 the embedded model. The servers are `oneflow serve` as a user starts it, each with a Ray of its own, asked by
 `CLIENTS` clients at once; they differ in --batch and --dtype. The loop calls the pipeline with as many prompts at once,
-in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all; a server is started for its
-turn and stopped after it, as the Ray of one that waits would take from the others.
+in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all. A server is started for
+its turn and stopped after it: the Ray of one that waits would take from the others.
 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
