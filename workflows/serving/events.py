@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 
 from oneflow_core.running import changes
+from workflows.serving.model import ModelGone
 from workflows.serving.wire import GenerateRequest, encode_png
 
 if TYPE_CHECKING:
@@ -114,7 +115,11 @@ async def _previews(engine: Engine, order: Order, snapshot: Snapshot) -> list[di
     def drawn() -> list[dict[str, Any]]:
         made = []
         for name, view in snapshot.images.items():
-            picture = line.picture(view)
+            try:
+                picture = line.picture(view)
+            except ModelGone:
+                # An upgrade has let go of it: the document is done, only its reader is behind.
+                break
             data = base64.b64encode(encode_png(picture)).decode("ascii")
             size = {"width": picture.width, "height": picture.height}
             made.append({"id": name, "step": snapshot.step, "time": view.time, "data": data, **size})

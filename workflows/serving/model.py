@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from oneflow_core.running import ImageView, Options, Prepared, Snapshot
 
 
+class ModelGone(RuntimeError):
+    """The model is there no more: its process has ended, or it was closed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is told of a model, and what a request has to know of it."""

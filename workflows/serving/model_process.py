@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oneflow_core.wire import environment, receive, send, told
-from workflows.serving.model import Facts, Joining, LocalModel, Turn
+from workflows.serving.model import Facts, Joining, LocalModel, ModelGone, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,10 +33,6 @@ log = logging.getLogger("ray.serve")
 
 WIRES = ("turn", "prepare", "picture")
 END_S = 10.0
-
-
-class ModelGone(RuntimeError):
-    """The process of the model ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +159,7 @@ def _serve(wire: socket.socket, answer: Callable[..., object], threads: int) -> 
     import torch
 
     torch.set_num_threads(threads)
-    with contextlib.suppress(EOFError, OSError):
+    try:
         while True:
             question = receive(wire)
             try:
@@ -170,7 +167,12 @@ def _serve(wire: socket.socket, answer: Callable[..., object], threads: int) -> 
             except Exception as error:
                 made = _Failed(told(error, "in the process of the model"))
             send(wire, made)
-    os._exit(0)
+    except (EOFError, OSError):
+        os._exit(0)
+    except BaseException:
+        # A wire that nobody answers any more would be waited at for ever.
+        traceback.print_exc()
+        os._exit(1)
 
 
 def main(descriptors: Sequence[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import queue
 import signal
@@ -20,8 +22,11 @@ from oneflow_core.model_directory import INDEX, ModelDirectoryError
 from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
 from oneflow_core.running import Options, Snapshot
 from tests.tiny import tiny_parts
-from workflows.serving.model import Joining, LocalModel, Model
-from workflows.serving.model_process import ModelGone, ModelProcess
+from workflows.serving.engine import Engine, Room
+from workflows.serving.events import growth
+from workflows.serving.model import Joining, LocalModel, Model, ModelGone
+from workflows.serving.model_process import ModelProcess
+from workflows.serving.wire import Limits, parse
 
 PROMPTS = [
     Prompt(("a red circle",), "image"),
@@ -108,6 +113,23 @@ def test_one_that_is_killed_is_told_of(directory: Path) -> None:
     with pytest.raises(ModelGone):
         model.prepare(PROMPTS[:1], [1], [Options()])
     model.close()
+
+
+def test_a_slow_reader_gets_its_document_of_a_model_that_was_let_go(directory: Path) -> None:
+    asked = {"segments": [], "target": "image", "steps": 4, "seed": 1, "stream": True, "previews": 1}
+    request = parse(json.dumps(asked).encode(), Limits())
+
+    async def read() -> list[str]:
+        engine = Engine(ModelProcess(str(directory)), Room(2, 4))
+        order = await engine.order([await engine.work(request)], watched=True)
+        await order.tickets[0].made
+        await asyncio.to_thread(engine.served.end)
+        events = [event.split(b"\n")[0].decode() async for event in growth(engine, order, request, "g")]
+        engine.pool.shutdown()
+        return events
+
+    events = asyncio.run(read())
+    assert events[-1] == "event: done"
 
 
 def test_it_does_not_outlive_its_parent(directory: Path) -> None:
