@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from workflows.errors import OneFlowError
 from workflows.storage_errors import explain, is_exists
 from workflows.store_retries import RETRIES, make_patient
 from workflows.urls import without_secrets
+
+UNFINISHED = re.compile(r"^\..+\.[0-9a-f]{32}$")
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
@@ -99,6 +102,14 @@ def list_urls(pattern: str) -> list[str]:
     a bucket that does not exist a OneFlowError.
     """
     return sorted({url for one in _unbraced(pattern) for url in _match(one)})
+
+
+def list_unfinished(url: str) -> list[str]:
+    """Files right below `url` that writers are at in `put_atomic`, or were when they were killed; local ones alone."""
+    filesystem, path = open_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        return []
+    return sorted(str(file) for file in Path(path).glob(".*") if UNFINISHED.search(file.name))
 
 
 def list_directories(url: str) -> list[str]:

@@ -1,6 +1,9 @@
 import errno
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -167,3 +170,18 @@ def test_directories_right_below_are_listed_and_nothing_else(tmp_path: Path) -> 
     assert storage.list_directories(str(tmp_path / "none")) == []
     storage.put_atomic("memory://listed/a/x", b"")
     assert storage.list_directories("memory://listed") == ["a"]
+
+
+def test_what_a_killed_writer_leaves_is_no_object_and_is_listed_as_unfinished(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from workflows.storage import put_atomic
+os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+put_atomic("{tmp_path}/x.json", b"half")"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    storage.put_atomic(str(tmp_path / "whole.json"), b"{}")
+    storage.put_atomic(str(tmp_path / ".hidden.json"), b"{}")
+    [left] = storage.list_unfinished(str(tmp_path))
+    assert Path(left).read_bytes() == b"half" and Path(left).parent == tmp_path
+    assert not storage.exists(str(tmp_path / "x.json"))
+    assert storage.list_unfinished(str(tmp_path / "none")) == storage.list_unfinished("memory://listed") == []

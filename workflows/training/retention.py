@@ -8,7 +8,16 @@ import logging
 import re
 
 from workflows.errors import OneFlowError
-from workflows.storage import delete, exists, join, list_directories, list_urls, read_json, write_json
+from workflows.storage import (
+    delete,
+    exists,
+    join,
+    list_directories,
+    list_unfinished,
+    list_urls,
+    read_json,
+    write_json,
+)
 from workflows.training.commit import NAME, commit_name
 
 log = logging.getLogger(__name__)
@@ -90,10 +99,15 @@ class Retention:
     def _sweep(self) -> None:
         """Remove what earlier attempts left without a commit.
 
-        Directories are listed before the check: those that a later attempt makes after it are not among them.
+        All is listed before the check: what a later attempt makes after it is not among it.
         """
         found = [d for d in list_directories(self._root) if DIRECTORY.fullmatch(d)]
+        unfinished = [
+            url for part in ("commits", "attempts") for url in list_unfinished(join(self._root, part))
+        ]
         self._attempt.check()
+        for url in unfinished:
+            delete(url)
         for directory in found:
             if f"-{self._attempt.name}-" not in directory and not self._is_committed(directory):
                 delete(join(self._root, directory), recursive=True)

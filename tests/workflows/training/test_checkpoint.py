@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,11 +174,15 @@ def test_the_newest_attempt_removes_what_earlier_ones_left_and_they_commit_no_mo
     for left in ("step-000000015-dead-1", "step-000000010-dead-1", "step-000000090-0123abcd"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "part-00000.safetensors").write_bytes(b"half")
+    for left in ("commits/.step-000000015.json", "attempts/.000001.json"):
+        (tmp_path / f"{left}.{uuid.uuid4().hex}").write_bytes(b"half")
 
     second = Checkpoints(str(tmp_path), keep=9)
     save(second, 20, 2.0)
     [ours] = directories(tmp_path) - {kept}
     assert ours.startswith("step-000000020-")
+    files = {path.name for part in ("commits", "attempts") for path in (tmp_path / part).iterdir()}
+    assert files == {"step-000000010.json", "step-000000020.json", "000002.json"}
     with pytest.raises(TakenOver, match="attempt 2 has taken it over"):
         save(first, 30, 3.0)
     assert committed_steps(str(tmp_path)) == [20, 10]
