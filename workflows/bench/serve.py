@@ -3,13 +3,13 @@
 All sides have one core for the network and make the same documents: captions of pictures, and pictures of texts, of
 the embedded model. The servers are `oneflow serve` as a user starts it, each with a Ray of its own, asked by
 `CLIENTS` clients at once; they differ in --batch and --dtype. The loop calls the pipeline with as many prompts at once,
-in memory: no HTTP, no PNG. They take turns, so that what else the machine does falls on all. A server is started for
-its turn and stopped after it: the Ray of one that waits would take from the others.
+in memory: no HTTP, no PNG. Each server runs alone and takes turns with the loop, some seconds each: what a machine
+does in a second changes over minutes, so every rate of a server is held against the loop's of the same minute.
 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
-same in bfloat16. `load` is an open loop: requests come at random moments at a share of what the server was measured to
-do, whether earlier ones are answered or not.
+same in bfloat16; the two servers' rates are taken by the loop's beside each. `load` is an open loop: requests come at
+random moments at a share of what the server was measured to do, whether earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ DOCUMENTS = 96
 """Of each kind in a turn: six for each client, so that the last ones, which leave free places, are few."""
 SINGLES = 24
 """As many for a server that takes one at a time, where there is no such end."""
+TURNS = 3
+"""Of a server and the loop, for each kind, in a run."""
 LOADS = (0.5, 0.8)
 LOAD_S = 30.0
 PATIENCE_S = 300.0
@@ -50,6 +52,7 @@ SERVERS: dict[str, dict[str, Any]] = {
 }
 """Options of `oneflow serve`."""
 WARM = 16
+Rates = dict[tuple[str, str], list[float]]
 
 
 def run(runs: int) -> Result:
@@ -57,26 +60,26 @@ def run(runs: int) -> Result:
     return measure(runs)
 
 
-def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S) -> Result:
-    """`runs` turns; `documents` of each kind a turn, `load_s` seconds at each load."""
+def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S, turns: int = TURNS) -> Result:
+    """`turns` of each server and kind a run, `documents` in each, and in the first `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     few = {kind: items[:SINGLES] for kind, items in asked.items()}
-    rates: dict[tuple[str, str], list[float]] = {(s, k): [] for s in (*SERVERS, "loop") for k in KINDS}
+    rates: Rates = {(name, kind): [] for name in SERVERS for kind in KINDS}
+    loops: Rates = {side: [] for side in rates}
     more: dict[str, Any] = {}
     with Child("workflows.bench.serve:offline", {"documents": documents}) as loop:
-        loop.ask(kind=KINDS[0])
-        for turn in range(runs):
-            for kind in KINDS:
-                rates["loop", kind].append(documents / float(loop.ask(kind=kind)["seconds"]))
+        for run in range(runs):
             for name, options in SERVERS.items():
                 given = few if options["batch"] == 1 else asked
                 with _server(options) as client:
                     for kind in KINDS:
                         _ask_all(client, few[kind][:WARM])
-                        rates[name, kind].append(_ask_all(client, given[kind]))
-                    if name == "served" and turn == 0:
-                        more = _latencies(client, asked, _over_both(rates, name)[0], load_s)
-    return _result(rates, more)
+                        for _ in range(turns):
+                            loops[name, kind].append(documents / float(loop.ask(kind=kind)["seconds"]))
+                            rates[name, kind].append(_ask_all(client, given[kind]))
+                    if name == "served" and run == 0:
+                        more = _latencies(client, asked, median(_over_both(rates, name)), load_s)
+    return _result(rates, loops, more)
 
 
 def _latencies(
@@ -86,31 +89,34 @@ def _latencies(
     return {"alone_s": _alone(client, asked), "load": load}
 
 
-def _over_both(rates: Mapping[tuple[str, str], list[float]], side: str) -> list[float]:
+def _over_both(rates: Rates, side: str) -> list[float]:
     """Documents a second of a side, as many of one kind as of the other."""
     return [2 / sum(1 / rate for rate in turn) for turn in zip(*(rates[side, k] for k in KINDS), strict=True)]
 
 
-def _result(rates: Mapping[tuple[str, str], list[float]], more: Mapping[str, Any]) -> Result:
-    """From documents a second of each side and kind, turn by turn."""
+def _result(rates: Rates, loops: Rates, more: Mapping[str, Any]) -> Result:
+    """From documents a second of each server and kind, and of the loop beside it, turn by turn."""
 
-    def by_kind(side: str, other: str) -> dict[str, float]:
-        return {k: median(rates[side, k]) / median(rates[other, k]) for k in KINDS}
+    def to_loop(side: str) -> dict[str, float]:
+        return {k: median(rates[side, k]) / median(loops[side, k]) for k in KINDS}
 
-    batching = by_kind("served", "one at a time")
-    batching_bfloat16 = by_kind("served, bfloat16", "one at a time, bfloat16")
+    def batching(more: str) -> dict[str, float]:
+        many, single = to_loop("served" + more), to_loop("one at a time" + more)
+        return {k: many[k] / single[k] for k in KINDS}
+
     named = {f"{side}, {kind}": held for (side, kind), held in rates.items()}
+    named |= {f"loop beside {side}, {kind}": held for (side, kind), held in loops.items()}
     extra = {
-        "batching_speedup": batching["caption"],
-        "batching_speedup_bfloat16": batching_bfloat16["caption"],
-        "ratio_by_kind": by_kind("served", "loop"),
-        "batching_speedup_by_kind": batching,
-        "batching_speedup_bfloat16_by_kind": batching_bfloat16,
+        "batching_speedup": batching("")["caption"],
+        "batching_speedup_bfloat16": batching(", bfloat16")["caption"],
+        "ratio_by_kind": to_loop("served"),
+        "batching_speedup_by_kind": batching(""),
+        "batching_speedup_bfloat16_by_kind": batching(", bfloat16"),
         "documents_per_s": {name: median(held) for name, held in named.items()},
         **more,
     }
     packages = ("torch", "ray", "fastapi", "httpx2")
-    ours, peer = _over_both(rates, "served"), _over_both(rates, "loop")
+    ours, peer = _over_both(rates, "served"), _over_both(loops, "served")
     return Result("serve", "documents/s", ours, peer, packages, extra, named)
 
 

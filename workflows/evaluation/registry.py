@@ -28,6 +28,8 @@ EXPERIMENT = "oneflow-evaluation"
 TAG_CHARACTERS = 4000
 LOGGED_TABLES = "mlflow.loggedArtifacts"
 """Tag that names what MLflow's pages show as tables; `log_table` would append to a table that is there."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow takes an experiment with tables for one of prompts and judges, unless told."""
 UPLOADS = 8
 """Files that are stored at once."""
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -113,6 +115,16 @@ def log(server: MlflowClient, report: EvaluationReport, directory: Path, picture
     return run_id
 
 
+def table_url(server: MlflowClient, report: EvaluationReport) -> str | None:
+    """The address of every prompt, output and score among the pages of MLflow; None where it has no pages."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if not address.startswith("http"):
+        return None
+    experiment = server.get_run(report.run_id).info.experiment_id
+    run = f"{address}/#/experiments/{experiment}/runs/{report.run_id}"
+    return f"{run}/artifacts/evaluation/{report.suite}/{TABLE}"
+
+
 def promote(server: MlflowClient, model: Mapping[str, str], alias: str, verdict: Verdict, suite: str) -> bool:
     """Writes the verdict at the version and, where it passed, moves the alias; returns whether it did."""
     said = "passed" if verdict.passed else "refused"
@@ -160,7 +172,7 @@ def _is_known(server: MlflowClient, run_id: str) -> bool:
 
 def _new_run(server: MlflowClient, report: EvaluationReport) -> str:
     found = server.get_experiment_by_name(EXPERIMENT)
-    experiment = found.experiment_id if found else server.create_experiment(EXPERIMENT)
+    experiment = found.experiment_id if found else server.create_experiment(EXPERIMENT, tags=KIND)
     name = Path(report.model["name"]).name or "model"
     return str(server.create_run(experiment, run_name=f"{report.suite} {name}").info.run_id)
 

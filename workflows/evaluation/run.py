@@ -89,6 +89,8 @@ def run(
             report.comparison.write(directory)
         if server is not None:
             report = _record(config, report, server, directory)
+            if link := registry.table_url(server, report):
+                say(f"every prompt, output and score: {link}")
         else:
             write_metrics(report, directory)
     if not report.failed:

@@ -52,7 +52,7 @@ class ServeArguments(BaseModel):
     @property
     def room(self) -> Room:
         """What a replica takes on."""
-        return Room(self.batch, self.queue, max(1, int(self.cpus)))
+        return Room(self.queue, max(1, int(self.cpus)))
 
     @property
     def limits(self) -> Limits:

@@ -37,8 +37,6 @@ LONGEST_STEP_S = 600.0
 class Room:
     """How much a replica takes on."""
 
-    batch: int = 16
-    """Documents made at once."""
     queue: int = 64
     """Documents that wait."""
     threads: int = 1
@@ -100,7 +98,7 @@ class Engine:
         self.pool.shutdown()
 
     def _serve(self, model: Model) -> Served:
-        return Served(model, Line(model, self.meters, batch=self.room.batch, queue=self.room.queue))
+        return Served(model, Line(model, self.meters, queue=self.room.queue))
 
     def check(self) -> None:
         """Raises `BadRequest` (429) where the queue is full: before a body is read."""

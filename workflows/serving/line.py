@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from workflows.serving.meters import Meters
-from workflows.serving.model import Joining, Model, Turn
+from workflows.serving.model import Joining, Model, ModelGone
 from workflows.serving.ticket import Ticket, Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from oneflow_core.encoders import EncoderError
     from oneflow_core.pipeline import GeneratedDocument
-    from oneflow_core.running import ImageView, Snapshot
+    from oneflow_core.running import ImageView
 
 log = logging.getLogger("ray.serve")
 
@@ -44,38 +43,33 @@ class Closed(Exception):
     """The line takes nobody any more: another model stands in its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What came of a step."""
-
-    done: Mapping[Ticket, GeneratedDocument | EncoderError]
-    seen: Mapping[Ticket, Snapshot]
-
-
 class Line:
-    """A bounded queue in front of one running batch, for as long as a model is served.
+    """A bounded queue in front of a model's running batch, for as long as the model is served.
 
-    A thread has those that wait prepared (images are encoded then, all together), another has the batch stepped: at
-    every step those that are ready join while there is a place, and those that are done or cancelled leave; what came
-    of a step is told while the next one is computed. Requests get places
-    in the order in which they came, one document each in turn, so that a request for many documents does not hold up
-    the next one. `batch` documents at most are made at once, and about `queue` wait.
+    Three threads: one has those that wait prepared (images are encoded then, all together), one hands those that are
+    ready to the model, one hears of every step what it has brought. The model goes on meanwhile, so it is handed a few
+    more than it has places for, and lets them in itself, at the step after one has left. Requests get places in the
+    order in which they came, one document each in turn, so that a request for many documents does not hold up the next
+    one. About `queue` documents wait.
     """
 
-    def __init__(self, model: Model, meters: Meters, *, batch: int, queue: int) -> None:
-        self.batch, self.queue, self.meters = batch, queue, meters
-        self._model = model
+    def __init__(self, model: Model, meters: Meters, *, queue: int) -> None:
+        self.queue, self.meters = queue, meters
+        self._model, self._places = model, model.facts.places
+        self._ahead = max(1, self._places // 4)
         self._state = threading.Condition()
         self._waiting: deque[deque[Ticket]] = deque()
-        self._members: dict[Ticket, None] = {}
-        self._gone: list[Ticket] = []
-        self._untold = _Outcome({}, {})
+        self._handed: dict[int, Ticket] = {}
+        """Those that the model has and has no place for yet, by their keys."""
+        self._members: dict[int, Ticket] = {}
+        self._leaving: list[int] = []
+        self._keys = itertools.count()
         self._closing = False
         self._document_s = 1.0
         self._beat = time.monotonic()
         self._workers = [
             threading.Thread(target=self._work, args=(turn,), name=turn.__name__.strip("_"), daemon=True)
-            for turn in (self._prepare, self._step)
+            for turn in (self._prepare, self._hand, self._hear)
         ]
         for worker in self._workers:
             worker.start()
@@ -92,7 +86,7 @@ class Line:
             if self._closing:
                 raise Closed
             self._refuse_if_full()
-            tickets = [Ticket(work, watched, loop) for work in works]
+            tickets = [Ticket(next(self._keys), work, watched, loop) for work in works]
             self._waiting.append(deque(tickets))
             self.meters.queue.inc(len(tickets))
             self._tell_places()
@@ -112,35 +106,36 @@ class Line:
         """Nobody waits for these any more; their places are free from the next step on."""
         with self._state:
             for ticket in tickets:
-                if ticket in self._members:
-                    self._gone.append(ticket)
+                if ticket.key in self._handed or ticket.key in self._members:
+                    self._leaving.append(ticket.key)
+                    self._release(ticket, "cancelled")
                 elif self._withdraw(ticket):
                     self.meters.documents.labels("cancelled").inc()
             self._tell_places()
             self._state.notify_all()
 
     def close(self) -> None:
-        """Takes nobody any more; those who are in line or in the batch are served, then the threads end."""
+        """Takes nobody any more; those who are in line or in the batch are served, then the model may be closed."""
         with self._state:
             self._closing = True
             self._state.notify_all()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Waits for the threads of a closed line to end; whether they did."""
-        for worker in self._workers:
-            worker.join(timeout_s)
-        return not any(worker.is_alive() for worker in self._workers)
+        """Waits until a closed line has served all; whether it has."""
+        with self._state:
+            return self._state.wait_for(self._over, timeout_s)
 
     def stuck(self, longest_step_s: float) -> bool:
         """A thread has died, or one step takes longer than any should."""
         with self._state:
             alive = self._closing or all(worker.is_alive() for worker in self._workers)
-            return not alive or (bool(self._members) and time.monotonic() - self._beat > longest_step_s)
+            busy = bool(self._members or self._handed)
+            return not alive or (busy and time.monotonic() - self._beat > longest_step_s)
 
     def _refuse_if_full(self) -> None:
-        waiting = sum(map(len, self._waiting))
-        if waiting - (self.batch - len(self._members)) >= self.queue:
-            seconds = self._document_s * (waiting / self.batch + 0.5)
+        waiting = len(self._handed) + sum(map(len, self._waiting))
+        if waiting - (self._places - len(self._members)) >= self.queue:
+            seconds = self._document_s * (waiting / self._places + 0.5)
             raise Full(min(max(math.ceil(seconds), 1), LONGEST_WAIT_S))
 
     def _withdraw(self, ticket: Ticket) -> bool:
@@ -155,13 +150,15 @@ class Line:
 
     def _tell_places(self) -> None:
         """A request's k-th document goes behind the first k + 1 of those in front, and the first k of those behind."""
-        sizes, free = [len(group) for group in self._waiting], self.batch - len(self._members)
+        sizes, free = [len(group) for group in self._waiting], self._places - len(self._members)
+        places = [(ticket, at) for at, ticket in enumerate(self._handed.values()) if ticket.watched]
         for at, group in enumerate(self._waiting):
             for k, ticket in enumerate(group):
                 if ticket.watched:
-                    front = sum(min(size, k + 1) for size in sizes[:at])
-                    ahead = front + k + sum(min(size, k) for size in sizes[at + 1 :]) - free
-                    ticket.place(ahead if ahead >= 0 else None)
+                    front = len(self._handed) + sum(min(size, k + 1) for size in sizes[:at])
+                    places.append((ticket, front + k + sum(min(size, k) for size in sizes[at + 1 :])))
+        for ticket, ahead in places:
+            ticket.place(ahead - free if ahead >= free else None)
 
     def _work(self, turn: Callable[[], bool]) -> None:
         while turn():
@@ -171,7 +168,7 @@ class Line:
         """Prepares the next ones that wait; False when no more will come."""
         with self._state:
             self._state.wait_for(lambda: self._raw() or self._over())
-            tickets = self._raw()[: self.batch]
+            tickets = self._raw()[: self._places]
         if tickets and not self._prepared(tickets) and len(tickets) > 1:
             for ticket in tickets:
                 self._prepared([ticket])
@@ -203,109 +200,122 @@ class Line:
             log.error("a prompt could not be prepared", exc_info=error)
         ticket.settle(error if isinstance(error, ValueError) else Broken())
 
-    def _step(self) -> bool:
-        """Lets go who is gone, lets in who is ready, and steps; False when no more will come."""
+    def _hand(self) -> bool:
+        """Hands those that are ready to the model, as many as it may have, and says who is gone; False at the end."""
         with self._state:
-            self._state.wait_for(
-                lambda: self._members or self._gone or self._next(take=False) or self._over()
-            )
-            gone, self._gone = [t for t in self._gone if t in self._members], []
-            for ticket in gone:
-                self._release(ticket, "cancelled")
-            joining = self._admit()
-            self._beat = time.monotonic()
-            if not (self._members or gone):
-                return not self._over()
+            self._state.wait_for(lambda: self._leaving or self._next() or self._over())
+            if self._over():
+                return False
+            leaving, self._leaving = self._leaving, []
+            handing = list[Ticket]()
+            while group := self._next():
+                handing.append(self._take(group))
         try:
-            self._turn([t.key for t in gone if t.key is not None], joining)
-        except Exception as error:
-            log.error("a step failed", exc_info=error)
-            self._fail()
-        if not self._members:
-            self._tell()
+            for key in leaving:
+                self._model.leave(key)
+            for ticket in handing:
+                if ticket.prepared is not None:
+                    self._model.join(ticket.key, Joining(ticket.prepared, ticket.watched))
+                    ticket.prepared = None
+        except ModelGone:
+            self._lose()
+            return False
         return True
 
-    def _admit(self) -> list[Ticket]:
-        joining = []
-        while len(self._members) < self.batch and (ticket := self._next(take=True)):
-            self._members[ticket] = None
-            joining.append(ticket)
+    def _next(self) -> deque[Ticket] | None:
+        """The first request whose next document is ready, while the model may have one more.
+
+        Ahead of a free place only its last one: of a request that has more to come, whose turn it is then depends on
+        who comes until there is a place.
+        """
+        group = next((group for group in self._waiting if group[0].prepared is not None), None)
+        free = self._places - len(self._handed) - len(self._members)
+        if group and (free > 0 or (len(group) == 1 and free > -self._ahead)):
+            return group
+        return None
+
+    def _take(self, group: deque[Ticket]) -> Ticket:
+        """The next document of this request, which goes to the end."""
+        ticket = group.popleft()
+        self._waiting.remove(group)
+        if group:
+            self._waiting.append(group)
+        if not self._members and not self._handed:
+            self._beat = time.monotonic()
+        self._handed[ticket.key] = ticket
+        return ticket
+
+    def _hear(self) -> bool:
+        """What a step has brought, to those who wait for it; False at the end."""
+        try:
+            step = self._model.step()
+        except ModelGone:
+            if not self._closing:
+                log.exception("no step will come any more")
+            self._lose()
+            return False
+        if step.size:
+            self.meters.batch.observe(step.size)
+            self.meters.steps.inc()
+            self.meters.step_seconds.observe(step.seconds)
+        with self._state:
+            self._beat = time.monotonic()
+            self._enter(step.joined)
+            members = self._members
+            seen = [(members[key], snapshot) for key, snapshot in step.seen.items() if key in members]
+            done = [(members[key], made) for key, made in step.done.items() if key in members]
+            # Places are free, and counted so, before anybody hears that a document is done.
+            for ticket, made in done:
+                self._release(ticket, "failed" if isinstance(made, Exception) else "left")
+                self._document_s += 0.2 * (time.perf_counter() - ticket.since - self._document_s)
+            if step.joined or done:
+                self._tell_places()
+        for ticket, snapshot in seen:
+            ticket.show(snapshot)
+        for ticket, made in done:
+            ticket.settle(self._told(made))
+        return True
+
+    def _enter(self, keys: Sequence[int]) -> None:
+        """Those of them that are still wanted have their places now."""
+        for ticket in [self._handed.pop(key) for key in keys if key in self._handed]:
+            self._members[ticket.key] = ticket
             self.meters.queue.dec()
             self.meters.running.inc()
             self.meters.documents.labels("joined").inc()
             self.meters.wait.observe(time.perf_counter() - ticket.since)
             ticket.since = time.perf_counter()
             ticket.place(None)
-        if joining:
-            self._tell_places()
-            self._state.notify_all()
-        return joining
 
-    def _next(self, *, take: bool) -> Ticket | None:
-        """The first ready document of the first request that has one; taken, its request goes to the end."""
-        for group in self._waiting:
-            if group[0].prepared is not None:
-                ticket = group[0]
-                if take:
-                    group.popleft()
-                    self._waiting.remove(group)
-                    if group:
-                        self._waiting.append(group)
-                return ticket
-        return None
+    def _told(self, made: GeneratedDocument | Exception) -> GeneratedDocument | Exception:
+        from oneflow_core.encoders import EncoderError
 
-    def _turn(self, leaving: Sequence[int], joining: Sequence[Ticket]) -> None:
-        """One step; what came of the one before is told beside it."""
-        started = time.perf_counter()
-        entering = [Joining(t.prepared, t.watched) for t in joining if t.prepared is not None]
-        turn = self._model.turn(leaving, entering, self._tell)
-        for ticket, key in zip(joining, turn.keys, strict=True):
-            ticket.key, ticket.prepared = key, None
-        if turn.size:
-            self.meters.batch.observe(turn.size)
-            self.meters.steps.inc()
-            self.meters.step_seconds.observe(time.perf_counter() - started)
-        self._book(turn)
-
-    def _book(self, turn: Turn) -> None:
-        """Places are free, and counted so, before anybody hears that a document is done."""
-        with self._state:
-            by_key = {ticket.key: ticket for ticket in self._members}
-            done = {by_key[key]: made for key, made in turn.done.items()}
-            for ticket, made in done.items():
-                self._release(ticket, "failed" if isinstance(made, Exception) else "left")
-                seconds = time.perf_counter() - ticket.since
-                self._document_s += 0.2 * (seconds - self._document_s)
-        self._untold = _Outcome(done, {by_key[key]: snapshot for key, snapshot in turn.seen.items()})
-
-    def _tell(self) -> None:
-        """What came of the last step, to those who wait for it."""
-        outcome, self._untold = self._untold, _Outcome({}, {})
-        for ticket, snapshot in outcome.seen.items():
-            ticket.show(snapshot)
-        for ticket, made in outcome.done.items():
-            if not isinstance(made, Exception):
-                self.meters.tokens.inc(len(made.trace.insertions))
-            ticket.settle(made)
+        if not isinstance(made, Exception):
+            self.meters.tokens.inc(len(made.trace.insertions))
+        elif not isinstance(made, EncoderError):
+            log.error("a step failed", exc_info=made)
+            return Broken()
+        return made
 
     def _release(self, ticket: Ticket, why: str) -> None:
-        if ticket in self._members:
-            del self._members[ticket]
-            self._state.notify_all()
+        if self._handed.pop(ticket.key, None):
+            self.meters.queue.dec()
+        elif self._members.pop(ticket.key, None):
             self.meters.running.dec()
-            self.meters.documents.labels(why).inc()
+        self.meters.documents.labels(why).inc()
+        self._state.notify_all()
 
-    def _fail(self) -> None:
-        """All that took part fail; the batch is empty."""
+    def _lose(self) -> None:
+        """The model is gone, and with it all that it had."""
         with self._state:
-            members = list(self._members)
-            for ticket in members:
+            lost = [*self._members.values(), *self._handed.values()]
+            for ticket in lost:
                 self._release(ticket, "failed")
-        for ticket in members:
+        for ticket in lost:
             ticket.settle(Broken())
 
     def _raw(self) -> list[Ticket]:
         return [t for group in self._waiting for t in group if t.prepared is None]
 
     def _over(self) -> bool:
-        return self._closing and not self._waiting and not self._members
+        return self._closing and not (self._waiting or self._handed or self._members)

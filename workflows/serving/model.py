@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from oneflow_core.wire import told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from oneflow_core.encoders import EncoderError
     from oneflow_core.pipeline import GeneratedDocument, OneFlowPipeline, Prompt
     from oneflow_core.running import ImageView, Options, Prepared, Snapshot
 
@@ -25,11 +28,13 @@ class Facts:
     identity: Mapping[str, str]
     image_size: int
     """Pixels along one side of the images that it makes."""
+    places: int
+    """Documents that are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """A document that takes part from the next step on."""
+    """A document that is to take part."""
 
     prepared: Prepared
     watched: bool
@@ -37,21 +42,22 @@ class Joining:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Step:
     """What one step of the batch has brought."""
 
-    keys: Sequence[int]
-    """Of those who joined, in their order."""
+    joined: Sequence[int]
+    """Those that take part from this step on."""
     size: int
     """Documents that were made together."""
-    done: Mapping[int, GeneratedDocument | EncoderError]
-    """Those that are finished, and have left."""
+    seconds: float
+    done: Mapping[int, GeneratedDocument | Exception]
+    """Those that are finished, or whose batch broke; they have left."""
     seen: Mapping[int, Snapshot]
     """What there is now of those that are watched, finished ones too."""
 
 
 class Model(Protocol):
-    """What a line needs. One thread takes turns, one prepares; pictures are made beside them."""
+    """What a line needs. Whoever calls `step` is told of all that joined; all else may be called beside it."""
 
     facts: Facts
 
@@ -60,10 +66,17 @@ class Model(Protocol):
     ) -> list[Prepared]:
         """As `RunningBatch.prepare`."""
 
-    def turn(self, leaving: Sequence[int], joining: Sequence[Joining], meanwhile: Callable[[], None]) -> Turn:
-        """One step, after some have left and some have joined; `meanwhile` is done beside it.
+    def join(self, key: int, joining: Joining) -> None:
+        """It takes part from the next step on, or as soon as a place is free; `key` has not been used before."""
 
-        What is raised has broken the batch: it is empty now.
+    def leave(self, key: int) -> None:
+        """It is not wanted any more; one that has left already changes nothing."""
+
+    def step(self) -> Step:
+        """The next step that was made; waits while there is nothing to make.
+
+        Raises:
+            ModelGone: there will be none.
         """
 
     def picture(self, view: ImageView) -> Image:
@@ -74,17 +87,23 @@ class Model(Protocol):
 
 
 class LocalModel:
-    """A model in this process."""
+    """A model in this process; its steps are made by whoever asks for them."""
 
-    def __init__(self, pipeline: OneFlowPipeline) -> None:
-        self.pipeline = pipeline
-        self.facts = Facts(dict(pipeline.identity), pipeline.parts.image_size)
+    def __init__(self, pipeline: OneFlowPipeline, places: int) -> None:
+        self._pipeline = pipeline
+        self.facts = Facts(dict(pipeline.identity), pipeline.parts.image_size, places)
+        self._state = threading.Condition()
+        self._waiting: dict[int, Joining] = {}
+        self._leaving: set[int] = set()
+        self._closed = False
         self._empty()
 
     def _empty(self) -> None:
         from oneflow_core.running import RunningBatch
 
-        self._batch = RunningBatch(self.pipeline)
+        self._batch = RunningBatch(self._pipeline)
+        self._names: dict[int, int] = {}
+        """Of those in the batch, by the key that they have there."""
         self._watched: set[int] = set()
 
     def prepare(
@@ -93,26 +112,59 @@ class LocalModel:
         """As `RunningBatch.prepare`."""
         return self._batch.prepare(prompts, seeds, options)
 
-    def turn(self, leaving: Sequence[int], joining: Sequence[Joining], meanwhile: Callable[[], None]) -> Turn:
-        """As `Model.turn`; `meanwhile` comes first."""
-        meanwhile()
-        try:
-            return self._turn(leaving, joining)
-        except Exception:
-            # What broke may have left it in pieces.
-            self._empty()
-            raise
+    def join(self, key: int, joining: Joining) -> None:
+        """As `Model.join`."""
+        with self._state:
+            self._waiting[key] = joining
+            self._state.notify_all()
 
-    def _turn(self, leaving: Sequence[int], joining: Sequence[Joining]) -> Turn:
-        batch = self._batch
-        batch.leave(leaving)
-        keys = batch.join([j.prepared for j in joining])
-        self._watched.difference_update(leaving)
-        self._watched.update(key for key, j in zip(keys, joining, strict=True) if j.watched)
-        size, done = len(batch), dict(batch.step())
-        seen = {key: batch.look(key) for key in self._watched if not isinstance(done.get(key), Exception)}
+    def leave(self, key: int) -> None:
+        """As `Model.leave`."""
+        with self._state:
+            if self._waiting.pop(key, None) is None:
+                self._leaving.add(key)
+            self._state.notify_all()
+
+    def step(self) -> Step:
+        """As `Model.step`."""
+        with self._state:
+            self._state.wait_for(lambda: self._closed or self._waiting or self._leaving or self._names)
+            if self._closed:
+                raise ModelGone("the model was closed")
+            self._depart()
+            joined = self._enter()
+        size, started = len(self._names), time.perf_counter()
+        try:
+            done, seen = self._made()
+        except Exception as error:
+            # What broke may have left the batch in pieces.
+            broken: Exception = told(error, "in the batch")
+            done, seen = dict.fromkeys(self._names.values(), broken), {}
+            self._empty()
+        return Step(joined, size, time.perf_counter() - started, done, seen)
+
+    def _depart(self) -> None:
+        gone = [b for b, key in self._names.items() if key in self._leaving]
+        self._leaving.clear()
+        self._batch.leave(gone)
+        for b in gone:
+            del self._names[b]
+        self._watched.difference_update(gone)
+
+    def _enter(self) -> list[int]:
+        joined = list(self._waiting)[: self.facts.places - len(self._names)]
+        joining = [self._waiting.pop(key) for key in joined]
+        entered = self._batch.join([j.prepared for j in joining])
+        self._names.update(zip(entered, joined, strict=True))
+        self._watched.update(b for b, j in zip(entered, joining, strict=True) if j.watched)
+        return joined
+
+    def _made(self) -> tuple[dict[int, GeneratedDocument | Exception], dict[int, Snapshot]]:
+        done = dict(self._batch.step())
+        look = [b for b in self._watched if not isinstance(done.get(b), Exception)]
+        seen = {self._names[b]: self._batch.look(b) for b in look}
         self._watched.difference_update(done)
-        return Turn(keys, size, done, seen)
+        return {self._names.pop(b): made for b, made in done.items()}, seen
 
     def picture(self, view: ImageView) -> Image:
         """As `RunningBatch.picture`."""
@@ -120,3 +172,6 @@ class LocalModel:
 
     def close(self) -> None:
         """Leaves everything to the garbage collector."""
+        with self._state:
+            self._closed = True
+            self._state.notify_all()

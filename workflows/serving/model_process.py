@@ -1,8 +1,9 @@
 """A model in a process of its own: nothing that a replica does for HTTP takes the interpreter from the network.
 
-The child holds the weights. It answers on three wires, each with a thread: steps of the batch (its main thread),
-preparation of prompts, and pictures of estimates. It ends when its parent does; when it ends by itself, whoever
-started it is told.
+The child holds the weights. Its main thread makes one step of the batch after the other and sends what each has
+brought: nobody is waited for in between. Who joins and who leaves comes the other way on the same wire, to a thread.
+Two more wires, each with a thread, have questions and answers: preparation of prompts, and pictures of estimates. The
+child ends when its parent does; when it ends by itself, whoever started it is told.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oneflow_core.wire import environment, receive, send, told
-from workflows.serving.model import Facts, Joining, LocalModel, ModelGone, Turn
+from workflows.serving.model import Facts, Joining, LocalModel, ModelGone, Step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ray.serve")
 
-WIRES = ("turn", "prepare", "picture")
+WIRES = ("steps", "prepare", "picture")
 END_S = 10.0
 
 
@@ -44,6 +45,7 @@ class _Load:
     dtype: str
     threads: int
     """Of the network on a CPU."""
+    places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ class ModelProcess:
         ModelGone: the process ended while it loaded.
     """
 
-    def __init__(self, url: str, *, gpu: bool = False, dtype: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self, url: str, *, places: int, gpu: bool = False, dtype: str = "auto", threads: int = 1
+    ) -> None:
         pairs = {name: socket.socketpair() for name in WIRES}
         theirs = [child.fileno() for _, child in pairs.values()]
         command = [sys.executable, "-m", __name__, *map(str, theirs)]
@@ -71,7 +75,7 @@ class ModelProcess:
         self._locks = {name: threading.Lock() for name in WIRES}
         self._closed = False
         try:
-            self.facts: Facts = self._ask("turn", _Load(url, gpu, dtype, threads))
+            self.facts: Facts = self._ask("steps", _Load(url, gpu, dtype, threads, places))
         except BaseException:
             self.close()
             raise
@@ -88,10 +92,19 @@ class ModelProcess:
         made: list[Prepared] = self._ask("prepare", (prompts, seeds, options))
         return made
 
-    def turn(self, leaving: Sequence[int], joining: Sequence[Joining], meanwhile: Callable[[], None]) -> Turn:
-        """As `Model.turn`."""
-        made: Turn = self._ask("turn", (leaving, joining), meanwhile)
-        return made
+    def join(self, key: int, joining: Joining) -> None:
+        """As `Model.join`."""
+        self._tell(key, joining)
+
+    def leave(self, key: int) -> None:
+        """As `Model.leave`."""
+        self._tell(key, None)
+
+    def step(self) -> Step:
+        """As `Model.step`."""
+        with _both_there():
+            made: Step = receive(self._wires["steps"])
+            return made
 
     def picture(self, view: ImageView) -> Image:
         """As `Model.picture`."""
@@ -122,21 +135,26 @@ class ModelProcess:
         for wire in self._wires.values():
             wire.close()
 
-    def _ask(self, name: str, question: object, meanwhile: Callable[[], None] | None = None) -> Any:
+    def _ask(self, name: str, question: object) -> Any:
         wire = self._wires[name]
-        with self._locks[name]:
-            try:
-                send(wire, question)
-                try:
-                    if meanwhile:
-                        meanwhile()
-                finally:
-                    answer = receive(wire)
-            except (EOFError, OSError) as error:
-                raise ModelGone("the process of the model ended; see the log for its last words") from error
+        with self._locks[name], _both_there():
+            send(wire, question)
+            answer = receive(wire)
         if isinstance(answer, _Failed):
             raise answer.error
         return answer
+
+    def _tell(self, key: int, joining: Joining | None) -> None:
+        with self._locks["steps"], _both_there():
+            send(self._wires["steps"], (key, joining))
+
+
+@contextlib.contextmanager
+def _both_there() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise ModelGone("the process of the model ended; see the log for its last words") from error
 
 
 def _loaded(wanted: _Load) -> LocalModel:
@@ -151,22 +169,14 @@ def _loaded(wanted: _Load) -> LocalModel:
     pipeline = OneFlowPipeline.from_pretrained(wanted.url, device="cuda" if wanted.gpu else "cpu", dtype=kind)
     # What cannot do that is not to be served.
     pipeline([Prompt(("a",), "image")], steps=1)
-    return LocalModel(pipeline)
+    return LocalModel(pipeline, wanted.places)
 
 
-def _serve(wire: socket.socket, answer: Callable[..., object], threads: int) -> None:
-    """Questions in their order, until the parent goes; then this process goes too, whatever it is doing."""
-    import torch
-
-    torch.set_num_threads(threads)
+def _until_parted(turn: Callable[[], object]) -> None:
+    """Turn after turn, until the parent goes; then this process goes too, whatever it is doing."""
     try:
         while True:
-            question = receive(wire)
-            try:
-                made = answer(*question)
-            except Exception as error:
-                made = _Failed(told(error, "in the process of the model"))
-            send(wire, made)
+            turn()
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:
@@ -175,25 +185,54 @@ def _serve(wire: socket.socket, answer: Callable[..., object], threads: int) -> 
         os._exit(1)
 
 
+def _answer(wire: socket.socket, answer: Callable[..., object]) -> None:
+    question = receive(wire)
+    try:
+        made = answer(*question)
+    except Exception as error:
+        made = _Failed(told(error, "in the process of the model"))
+    send(wire, made)
+
+
+def _hear(wire: socket.socket, model: LocalModel) -> None:
+    key, joining = receive(wire)
+    if joining is None:
+        model.leave(key)
+    else:
+        model.join(key, joining)
+
+
 def main(descriptors: Sequence[int]) -> None:
     """The child. Ctrl-C is the parent's affair."""
     from workflows.process import SWITCH_S
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_S)
-    turns, prompts, pictures = (socket.socket(fileno=number) for number in descriptors)
+    steps, prompts, pictures = (socket.socket(fileno=number) for number in descriptors)
     try:
-        wanted = receive(turns)
+        wanted = receive(steps)
         model = _loaded(wanted)
     except Exception as error:
         with contextlib.suppress(OSError):
-            send(turns, _Failed(told(error, "in the process of the model")))
+            send(steps, _Failed(told(error, "in the process of the model")))
         return
-    for wire, answer in ((prompts, model.prepare), (pictures, model.picture)):
-        threading.Thread(target=_serve, args=(wire, answer, wanted.threads), daemon=True).start()
+    others: list[Callable[[], None]] = [
+        lambda: _hear(steps, model),
+        lambda: _answer(prompts, model.prepare),
+        lambda: _answer(pictures, model.picture),
+    ]
+    for other in others:
+        threading.Thread(target=_started, args=(wanted.threads, other), daemon=True).start()
     with contextlib.suppress(OSError):
-        send(turns, model.facts)
-    _serve(turns, lambda leaving, joining: model.turn(leaving, joining, lambda: None), wanted.threads)
+        send(steps, model.facts)
+    _until_parted(lambda: send(steps, model.step()))
+
+
+def _started(threads: int, turn: Callable[[], None]) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    _until_parted(turn)
 
 
 if __name__ == "__main__":

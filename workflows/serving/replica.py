@@ -27,8 +27,13 @@ def start(arguments: ServeArguments, first: str = "") -> tuple[Engine, Follower 
     from workflows.serving.upgrade import Follower, loaded
 
     def load(url: str) -> ModelProcess:
-        gpu, threads = arguments.gpus > 0, arguments.room.threads
-        model = ModelProcess(url, gpu=gpu, dtype=arguments.dtype, threads=threads)
+        model = ModelProcess(
+            url,
+            places=arguments.batch,
+            gpu=arguments.gpus > 0,
+            dtype=arguments.dtype,
+            threads=arguments.room.threads,
+        )
         model.when_gone(_follow)
         return model
 

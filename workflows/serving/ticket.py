@@ -32,8 +32,8 @@ class Work:
 class Ticket:
     """One document in the making, as its request sees it. What is public belongs to the event loop."""
 
-    def __init__(self, work: Work, watched: bool, loop: asyncio.AbstractEventLoop) -> None:
-        self.work, self.watched, self._loop = work, watched, loop
+    def __init__(self, key: int, work: Work, watched: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.key, self.work, self.watched, self._loop = key, work, watched, loop
         self.made: asyncio.Future[GeneratedDocument] = loop.create_future()
         self.made.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.news = asyncio.Event()
@@ -42,7 +42,6 @@ class Ticket:
         self.prepared: Prepared | None = None
         self.prompt_tokens = 0
         """Once it is prepared; an image counts as one."""
-        self.key: int | None = None
         self.since = time.perf_counter()
         self._snapshots: deque[Snapshot] = deque(maxlen=SNAPSHOTS)
 

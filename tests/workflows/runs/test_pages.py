@@ -1,17 +1,21 @@
-"""MLflow's own pages in a real browser: the preset of charts, the run's and the version's descriptions and tags."""
+"""MLflow's own pages in a real browser: the preset of charts, descriptions and tags, an evaluation's table."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import RunningStack
+from tests.workflows.evaluation.oracle import deployment
 from tests.workflows.runs.made import config_of, registered, tracked
 from tests.workflows.training.corpus import write_corpus
+from workflows.config import load
+from workflows.evaluation.run import run as evaluate
 from workflows.training.charts import SECTIONS, TITLE, view_path
 
 if TYPE_CHECKING:
@@ -87,3 +91,26 @@ def test_the_run_shows_its_description(server: str, page: Page) -> None:
     page.goto(f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}")
     page.get_by_text("oneflow train run.yaml --set name=shown-again").first.wait_for()
     page.get_by_text("oneflow.device").first.wait_for()
+
+
+def test_the_table_of_an_evaluation_shows_prompts_and_pictures(
+    server: str, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEFLOW_HOME", str(tmp_path))
+    lines: list[str] = []
+    few = [
+        f"items.{name}=2" for name in ("t2i_single", "t2i_multi", "caption_single", "caption_multi", "vqa")
+    ]
+    config = load("evaluate", "shapes", [*few, "items.story=1", "items.no_prompt=1", "gate=null"])
+    with deployment() as oracle:
+        report = evaluate(config, "oracle", url=oracle.url, say=lines.append)
+    page.goto(lines[-1].partition(": ")[2])
+    for name in ("prompt_image", "output_image", "output", "truth"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    first = report.judged.items[0]
+    page.get_by_text(first.id).first.wait_for()
+    page.get_by_text(str(first.prompt[0])).first.wait_for()
+    # The first prompt has no picture, so a blank one of 16 pixels; the output is the oracle's, of 64.
+    page.wait_for_function(
+        "[...document.querySelectorAll('[role=row] img')].slice(0, 2).map(i => i.naturalWidth).join() == '16,64'"
+    )

@@ -38,8 +38,8 @@ IDENTITY = {"name": "tiny", "version": "3", "run_id": "r"}
 
 @asynccontextmanager
 async def desk_of(limits: Limits | None = None) -> AsyncIterator[tuple[Desk, httpx2.AsyncClient]]:
-    model = LocalModel(OneFlowPipeline(tiny_parts(), IDENTITY))
-    engine = Engine(model, Room(4, 16), limits or Limits(1 << 20))
+    model = LocalModel(OneFlowPipeline(tiny_parts(), IDENTITY), 4)
+    engine = Engine(model, Room(16), limits or Limits(1 << 20))
     desk = Desk(engine)
     routes = [
         Route("/v1/generate", desk.generate, methods=["POST"]),

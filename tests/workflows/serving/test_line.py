@@ -16,7 +16,7 @@ from oneflow_core.running import Options, RunningBatch
 from tests.tiny import tiny_parts
 from workflows.serving.line import Broken, Closed, Full, Line
 from workflows.serving.meters import Meters
-from workflows.serving.model import LocalModel
+from workflows.serving.model import Joining, LocalModel
 from workflows.serving.ticket import Work
 
 PROMPT = Prompt(("a red circle",), "image")
@@ -28,12 +28,14 @@ def work(seed: int = 0, steps: int = 6, **options: Any) -> Work:
 
 @asynccontextmanager
 async def line_of(batch: int, queue: int) -> AsyncIterator[Line]:
-    line = Line(LocalModel(OneFlowPipeline(tiny_parts())), Meters(), batch=batch, queue=queue)
+    model = LocalModel(OneFlowPipeline(tiny_parts()), batch)
+    line = Line(model, Meters(), queue=queue)
     try:
         yield line
     finally:
         line.close()
         assert await asyncio.to_thread(line.join, 30)
+        model.close()
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -82,6 +84,43 @@ def test_places_go_round_the_requests() -> None:
             tickets += note("c", line.submit([work(i) for i in range(2)]))
             await asyncio.gather(*(t.made for t in tickets))
         assert order == ["x0", "a0", "b0", "c0", "a1", "c1", "a2", "a3"]
+
+    run(test())
+
+
+def test_the_model_has_the_next_one_before_there_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed, join = list[int](), LocalModel.join
+
+    def noted(self: LocalModel, key: int, joining: Joining) -> None:
+        handed.append(key)
+        join(self, key, joining)
+
+    monkeypatch.setattr(LocalModel, "join", noted)
+
+    async def test() -> None:
+        async with line_of(1, 20) as line:
+            (first,) = line.submit([work(steps=10_000)])
+            (second,) = line.submit([work()])
+            while len(handed) < 2:
+                await asyncio.sleep(0.01)
+            (third,) = line.submit([work()], watched=True)
+            while third.prepared is None:
+                await asyncio.sleep(0.01)
+            assert handed == [first.key, second.key] and third.ahead == 1 and not second.made.done()
+            line.cancel([first])
+            await asyncio.gather(second.made, third.made)
+            # Of two documents the first waits for its place: who comes next is not known yet.
+            (fourth,) = line.submit([work(steps=10_000)])
+            two = line.submit([work(), work()])
+            while two[0].prepared is None:
+                await asyncio.sleep(0.01)
+            (last,) = line.submit([work()])
+            while last.prepared is None:
+                await asyncio.sleep(0.01)
+            assert len(handed) == 4
+            line.cancel([fourth])
+            await asyncio.gather(*(t.made for t in (*two, last)))
+            assert handed[4:] == [two[0].key, last.key, two[1].key]
 
     run(test())
 

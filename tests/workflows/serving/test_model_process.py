@@ -49,29 +49,32 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def elsewhere(directory: Path, dtype: str) -> Iterator[ModelProcess]:
-    model = ModelProcess(str(directory), dtype=dtype)
+    model = ModelProcess(str(directory), places=2, dtype=dtype)
     yield model
     model.close()
     assert not psutil.pid_exists(model.pid)
 
 
-def make(model: Model) -> tuple[dict[int, GeneratedDocument], list[dict[int, Snapshot]]]:
-    """The documents of PROMPTS by number, the last of which joins a step later; and what was seen at each step."""
-    prepared = model.prepare(PROMPTS, SEEDS, OPTIONS)
-    joining = [[Joining(p, True) for p in prepared[:2]], [Joining(prepared[2], False)]]
-    told: list[int] = []
-    keys, done, seen = list[int](), dict[int, GeneratedDocument](), list[dict[int, Snapshot]]()
+def make(model: Model) -> tuple[dict[int, GeneratedDocument], dict[int, list[Snapshot]]]:
+    """The documents of PROMPTS by number, of which two have a place at once; and what was seen of the first two."""
+    done, seen = dict[int, GeneratedDocument](), dict[int, list[Snapshot]]({0: [], 1: []})
+    for key, prepared in enumerate(model.prepare(PROMPTS, SEEDS, OPTIONS)):
+        model.join(key, Joining(prepared, watched=key < 2))
+    joined = list[int]()
     while len(done) < len(PROMPTS):
-        turn = model.turn([], joining.pop(0) if joining else [], lambda: told.append(1))
-        keys += turn.keys
-        done |= {keys.index(k): d for k, d in turn.done.items() if isinstance(d, GeneratedDocument)}
-        seen.append({keys.index(k): snapshot for k, snapshot in turn.seen.items()})
-    assert len(told) == len(seen)
+        freed, step = len(done) > 0, model.step()
+        joined += step.joined
+        assert 1 <= step.size <= model.facts.places == 2
+        assert len(joined) == 3 or not freed  # who waits joins at the step after one has left
+        done |= {key: d for key, d in step.done.items() if isinstance(d, GeneratedDocument)}
+        for key, snapshot in step.seen.items():
+            seen[key].append(snapshot)
+    assert joined == [0, 1, 2]
     return done, seen
 
 
 def test_it_makes_what_it_makes_in_this_process(directory: Path, dtype: str, elsewhere: ModelProcess) -> None:
-    here = LocalModel(OneFlowPipeline.from_pretrained(directory, dtype=DTYPES[dtype]))
+    here = LocalModel(OneFlowPipeline.from_pretrained(directory, dtype=DTYPES[dtype]), 2)
     assert elsewhere.facts == here.facts
     (ours, seen_here), (theirs, seen_there) = make(here), make(elsewhere)
     for number, document in ours.items():
@@ -79,19 +82,32 @@ def test_it_makes_what_it_makes_in_this_process(directory: Path, dtype: str, els
         assert (document.text, document.trace) == (other.text, other.trace)
         for a, b in zip(document.images, other.images, strict=True):
             assert np.array_equal(np.asarray(a), np.asarray(b))
-    assert [{k: s.elements for k, s in step.items()} for step in seen_here] == [
-        {k: s.elements for k, s in step.items()} for step in seen_there
-    ]
-    view = next(view for step in seen_there for s in step.values() for view in s.images.values())
+    for number, snapshots in seen_here.items():
+        assert [s.elements for s in snapshots] == [s.elements for s in seen_there[number]]
+    view = next(view for s in seen_there[0] for view in s.images.values())
     assert np.array_equal(np.asarray(elsewhere.picture(view)), np.asarray(here.picture(view)))
 
 
 def test_whoever_leaves_makes_room(elsewhere: ModelProcess) -> None:
-    (prepared,) = elsewhere.prepare(PROMPTS[:1], [1], [Options(steps=1000)])
-    first = elsewhere.turn([], [Joining(prepared, True)], lambda: None)
-    assert first.size == 1 and set(first.seen) == set(first.keys)
-    last = elsewhere.turn(first.keys, [], lambda: None)
-    assert last.size == 0 and not last.seen
+    endless = elsewhere.prepare(PROMPTS[:1] * 3, [1, 2, 3], [Options(steps=10_000)] * 3)
+    (short,) = elsewhere.prepare(PROMPTS[:1], [4], [Options(steps=3)])
+    for key, prepared in zip((10, 11, 12, 13), (*endless, short), strict=True):
+        elsewhere.join(key, Joining(prepared, watched=key < 12))
+    first = elsewhere.step()
+    while not first.joined:
+        first = elsewhere.step()
+    elsewhere.leave(12)  # which had no place yet
+    elsewhere.leave(10)
+    elsewhere.leave(99)
+    joined, step = [*first.joined], first
+    while 13 not in step.done:
+        step = elsewhere.step()
+        joined += step.joined
+    assert joined == [10, 11, 13] and step.size == 2 and set(step.seen) == {11}
+    elsewhere.leave(11)
+    while step.size:
+        step = elsewhere.step()
+    assert not step.seen and not step.done
 
 
 def test_what_is_raised_there_is_raised_here(elsewhere: ModelProcess, tmp_path: Path) -> None:
@@ -101,12 +117,12 @@ def test_what_is_raised_there_is_raised_here(elsewhere: ModelProcess, tmp_path: 
     (tmp_path / INDEX).write_text("{}")
     before = {p.pid for p in psutil.Process().children()}
     with pytest.raises(ModelDirectoryError):
-        ModelProcess(str(tmp_path))
+        ModelProcess(str(tmp_path), places=2)
     assert {p.pid for p in psutil.Process().children()} <= before
 
 
 def test_one_that_is_killed_is_told_of(directory: Path) -> None:
-    model, codes = ModelProcess(str(directory)), queue.Queue[int]()
+    model, codes = ModelProcess(str(directory), places=2), queue.Queue[int]()
     model.when_gone(codes.put)
     os.kill(model.pid, signal.SIGKILL)
     assert codes.get(timeout=60) == -signal.SIGKILL
@@ -120,7 +136,7 @@ def test_a_slow_reader_gets_its_document_of_a_model_that_was_let_go(directory: P
     request = parse(json.dumps(asked).encode(), Limits())
 
     async def read() -> list[str]:
-        engine = Engine(ModelProcess(str(directory)), Room(2, 4))
+        engine = Engine(ModelProcess(str(directory), places=2), Room(4))
         order = await engine.order([await engine.work(request)], watched=True)
         await order.tickets[0].made
         await asyncio.to_thread(engine.served.end)
@@ -135,7 +151,7 @@ def test_a_slow_reader_gets_its_document_of_a_model_that_was_let_go(directory: P
 def test_it_does_not_outlive_its_parent(directory: Path) -> None:
     program = (
         "import sys; from workflows.serving.model_process import ModelProcess; "
-        "print(ModelProcess(sys.argv[1]).pid, flush=True); sys.stdin.read()"
+        "print(ModelProcess(sys.argv[1], places=2).pid, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
