@@ -4,7 +4,8 @@ All sides have one core for the network and make the same documents: captions of
 the embedded model. The servers are `oneflow serve` as a user starts it, each with a Ray of its own, asked by
 `CLIENTS` clients at once; they differ in --batch and --dtype. The loop calls the pipeline with as many prompts at once,
 in memory: no HTTP, no PNG. Each server runs alone and takes turns with the loop, some seconds each: what a machine
-does in a second changes over minutes, so every rate of a server is held against the loop's of the same minute.
+does in a second changes over minutes, so every rate of a server is held against the loop's of the same minute. A
+server's is taken while all clients ask: at the end of a turn, when places stay empty, there is nothing to measure.
 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
@@ -34,10 +35,10 @@ from workflows.evaluation.item import Item
 
 MODEL = "embedded"
 CLIENTS = 16
-DOCUMENTS = 96
-"""Of each kind in a turn: six for each client, so that the last ones, which leave free places, are few."""
-SINGLES = 24
-"""As many for a server that takes one at a time, where there is no such end."""
+DOCUMENTS = 128
+"""Of each kind in a turn."""
+SINGLES = 32
+"""As many for a server that takes one at a time."""
 TURNS = 3
 """Of a server and the loop, for each kind, in a run."""
 LOADS = (0.5, 0.8)
@@ -140,18 +141,26 @@ def _server(options: Mapping[str, object]) -> Iterator[Client]:
         yield client
 
 
-def _ask(client: Client, item: Item) -> None:
+def _ask(client: Client, item: Item) -> float:
+    """The moment of the answer."""
     answer = client.generate(item.prompt, target=item.target, seed=item.seed, max_images=item.max_images)
     if not answer.segments and item.target == "image":
         raise OneFlowError(item.id, "no image came back", "see the server's log")
+    return time.perf_counter()
 
 
 def _ask_all(client: Client, items: Sequence[Item]) -> float:
-    """Documents a second, asked by `CLIENTS` clients."""
+    """Documents a second while `CLIENTS` clients ask: from when as many are done until as many are left."""
     with ThreadPoolExecutor(CLIENTS) as pool:
-        begun = time.perf_counter()
-        list(pool.map(lambda item: _ask(client, item), items))
-        return len(items) / (time.perf_counter() - begun)
+        done = list(pool.map(lambda item: _ask(client, item), items))
+    return steady(done)
+
+
+def steady(done: Sequence[float]) -> float:
+    """From the moments at which documents were done, documents a second in between: as long as all clients ask."""
+    edge = min(CLIENTS, len(done) // 4)
+    first, *_, last = moments = sorted(done)[max(edge - 1, 0) : len(done) - edge]
+    return (len(moments) - 1) / (last - first)
 
 
 def _alone(client: Client, asked: Mapping[str, Sequence[Item]]) -> float:
@@ -159,8 +168,7 @@ def _alone(client: Client, asked: Mapping[str, Sequence[Item]]) -> float:
     held = []
     for item in [item for kind in KINDS for item in asked[kind][:4]]:
         begun = time.perf_counter()
-        _ask(client, item)
-        held.append(time.perf_counter() - begun)
+        held.append(_ask(client, item) - begun)
     return median(held)
 
 
@@ -177,8 +185,7 @@ def _under_load(
         items = asked[KINDS[number % len(KINDS)]]
         due = begun + moments[number]
         time.sleep(max(0.0, due - time.perf_counter()))
-        _ask(client, items[number // len(KINDS) % len(items)])
-        return time.perf_counter() - due
+        return _ask(client, items[number // len(KINDS) % len(items)]) - due
 
     with ThreadPoolExecutor(256) as pool:
         p50, p99 = np.quantile(list(pool.map(one, range(len(moments)))), [0.5, 0.99]).tolist()

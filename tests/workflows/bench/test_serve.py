@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workflows.bench.serve import KINDS, _result, offline, prompts
+from workflows.bench.serve import CLIENTS, KINDS, _result, offline, prompts, steady
 
 
 def test_rates_and_ratios_by_hand() -> None:
@@ -29,6 +29,15 @@ def test_rates_and_ratios_by_hand() -> None:
     assert told["batching_speedup_bfloat16"] == pytest.approx(4.0)
     assert told["ratio_by_kind"] == pytest.approx({"caption": 0.75, "t2i": 1.0})
     assert told["documents_per_s"]["one at a time, t2i"] == pytest.approx(10 / 12)
+
+
+def test_a_rate_is_taken_while_all_clients_ask() -> None:
+    """Rounds of 16 that take two seconds each, begun at 100, told in any order; then one every half second."""
+    rounds = [100 + 2 * (number // CLIENTS + 1) for number in range(8 * CLIENTS)]
+    assert steady(rounds[::-1]) == pytest.approx(8)
+    assert steady([100 + number / 2 for number in range(32)]) == pytest.approx(2)
+    # The last ones, alone in the batch, are slow.
+    assert steady([float(number) for number in range(128)] + [500.0 + number for number in range(16)]) == 1
 
 
 def test_the_loop_makes_the_documents_that_are_asked_of_the_servers() -> None:
