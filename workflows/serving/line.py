@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from workflows.serving.meters import Meters
 from workflows.serving.model import Joining, Model, ModelGone
@@ -272,8 +272,13 @@ class Line:
                 self._tell_places()
         for ticket, snapshot in seen:
             ticket.show(snapshot)
+        failures = {id(made): made for _, made in done if _is_failure(made)}
+        for failure in failures.values():
+            log.error("a step failed", exc_info=failure)
         for ticket, made in done:
-            ticket.settle(self._told(made))
+            if not isinstance(made, Exception):
+                self.meters.tokens.inc(len(made.trace.insertions))
+            ticket.settle(Broken() if id(made) in failures else made)
         return True
 
     def _enter(self, keys: Sequence[int]) -> None:
@@ -286,16 +291,6 @@ class Line:
             self.meters.wait.observe(time.perf_counter() - ticket.since)
             ticket.since = time.perf_counter()
             ticket.place(None)
-
-    def _told(self, made: GeneratedDocument | Exception) -> GeneratedDocument | Exception:
-        from oneflow_core.encoders import EncoderError
-
-        if not isinstance(made, Exception):
-            self.meters.tokens.inc(len(made.trace.insertions))
-        elif not isinstance(made, EncoderError):
-            log.error("a step failed", exc_info=made)
-            return Broken()
-        return made
 
     def _release(self, ticket: Ticket, why: str) -> None:
         if self._handed.pop(ticket.key, None):
@@ -319,3 +314,10 @@ class Line:
 
     def _over(self) -> bool:
         return self._closing and not (self._waiting or self._handed or self._members)
+
+
+def _is_failure(made: GeneratedDocument | Exception) -> TypeGuard[Exception]:
+    """Whether its batch broke; an image that cannot be decoded is its own request's affair."""
+    from oneflow_core.encoders import EncoderError
+
+    return isinstance(made, Exception) and not isinstance(made, EncoderError)
