@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -131,33 +131,34 @@ class LocalModel:
             self._state.wait_for(lambda: self._closed or self._waiting or self._leaving or self._names)
             if self._closed:
                 raise ModelGone("the model was closed")
-            self._depart()
-            joined = self._enter()
-        size, started = len(self._names), time.perf_counter()
+            leaving, self._leaving = self._leaving, set()
+            left = sum(key not in leaving for key in self._names.values())
+            joining = {key: self._waiting.pop(key) for key in list(self._waiting)[: self.facts.places - left]}
+        started = time.perf_counter()
         try:
+            self._depart(leaving)
+            self._enter(joining)
+            size = len(self._names)
             done, seen = self._made()
         except Exception as error:
             # What broke may have left the batch in pieces.
             broken: Exception = told(error, "in the batch")
-            done, seen = dict.fromkeys(self._names.values(), broken), {}
+            done, seen = dict.fromkeys([*self._names.values(), *joining], broken), {}
+            size = len(done)
             self._empty()
-        return Step(joined, size, time.perf_counter() - started, done, seen)
+        return Step(list(joining), size, time.perf_counter() - started, done, seen)
 
-    def _depart(self) -> None:
-        gone = [b for b, key in self._names.items() if key in self._leaving]
-        self._leaving.clear()
+    def _depart(self, leaving: Collection[int]) -> None:
+        gone = [b for b, key in self._names.items() if key in leaving]
         self._batch.leave(gone)
         for b in gone:
             del self._names[b]
         self._watched.difference_update(gone)
 
-    def _enter(self) -> list[int]:
-        joined = list(self._waiting)[: self.facts.places - len(self._names)]
-        joining = [self._waiting.pop(key) for key in joined]
-        entered = self._batch.join([j.prepared for j in joining])
-        self._names.update(zip(entered, joined, strict=True))
-        self._watched.update(b for b, j in zip(entered, joining, strict=True) if j.watched)
-        return joined
+    def _enter(self, joining: Mapping[int, Joining]) -> None:
+        entered = self._batch.join([j.prepared for j in joining.values()])
+        self._names.update(zip(entered, joining, strict=True))
+        self._watched.update(b for b, j in zip(entered, joining.values(), strict=True) if j.watched)
 
     def _made(self) -> tuple[dict[int, GeneratedDocument | Exception], dict[int, Snapshot]]:
         done = dict(self._batch.step())

@@ -200,16 +200,17 @@ def test_one_that_cannot_be_prepared_does_not_harm_its_neighbours() -> None:
     run(test())
 
 
-def test_a_batch_that_breaks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, broken = RunningBatch.step, []
+@pytest.mark.parametrize("where", ["join", "step"])
+def test_a_batch_that_breaks_is_replaced(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    whole, broken = getattr(RunningBatch, where), []
 
-    def step(self: RunningBatch) -> Any:
+    def breaks(*given: Any) -> Any:
         if not broken:
             broken.append(1)
             raise RuntimeError("out of memory")
-        return whole(self)
+        return whole(*given)
 
-    monkeypatch.setattr(RunningBatch, "step", step)
+    monkeypatch.setattr(RunningBatch, where, breaks)
 
     async def test() -> None:
         async with line_of(2, 9) as line:
