@@ -8,9 +8,11 @@ does in a second changes over minutes, so every rate of a server is held against
 server's is taken while all clients ask: at the end of a turn, when places stay empty, there is nothing to measure.
 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
-`batching_speedup` is the server to the one with --batch 1, on captions, in float32, `batching_speedup_bfloat16` the
-same in bfloat16; the two servers' rates are taken by the loop's beside each. `load` is an open loop: requests come at
-random moments at a share of what the server was measured to do, whether earlier ones are answered or not.
+`batching_speedup` is the server to a plain deployment of Ray Serve, which has one request after the other
+(`plain_serve.py`), on captions, in float32. `speedup_over_batch_1` is the server to itself with --batch 1, which
+prepares the next ones meanwhile, `speedup_over_batch_1_bfloat16` the same in bfloat16. Two servers' rates are taken by
+the loop's beside each. `load` is an open loop: requests come at random moments at a share of what the server was
+measured to do, whether earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 
 from workflows.bench.child import Child
 from workflows.bench.result import Result
-from workflows.bench.server import server
+from workflows.bench.server import plain_server, server
 from workflows.client import Client
 from workflows.errors import OneFlowError
 from workflows.evaluation.config import EvaluateConfig, ItemsConfig
@@ -52,6 +54,8 @@ SERVERS: dict[str, dict[str, Any]] = {
     "one at a time, bfloat16": {"batch": 1, "dtype": "bfloat16"},
 }
 """Options of `oneflow serve`."""
+PLAIN = "plain Ray Serve"
+"""A deployment that calls the pipeline in its handler, one request after the other."""
 WARM = 16
 Rates = dict[tuple[str, str], list[float]]
 
@@ -65,14 +69,15 @@ def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S, turns
     """`turns` of each server and kind a run, `documents` in each, and in the first `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     few = {kind: items[:SINGLES] for kind, items in asked.items()}
-    rates: Rates = {(name, kind): [] for name in SERVERS for kind in KINDS}
+    rates: Rates = {(name, kind): [] for name in (*SERVERS, PLAIN) for kind in KINDS}
     loops: Rates = {side: [] for side in rates}
     more: dict[str, Any] = {}
     with Child("workflows.bench.serve:offline", {"documents": documents}) as loop:
         for run in range(runs):
-            for name, options in SERVERS.items():
+            for name in (*SERVERS, PLAIN):
+                options = SERVERS.get(name, {"batch": 1})
                 given = few if options["batch"] == 1 else asked
-                with _server(options) as client:
+                with _server(None if name == PLAIN else options) as client:
                     for kind in KINDS:
                         _ask_all(client, few[kind][:WARM])
                         for _ in range(turns):
@@ -101,18 +106,22 @@ def _result(rates: Rates, loops: Rates, more: Mapping[str, Any]) -> Result:
     def to_loop(side: str) -> dict[str, float]:
         return {k: median(rates[side, k]) / median(loops[side, k]) for k in KINDS}
 
-    def batching(more: str) -> dict[str, float]:
-        many, single = to_loop("served" + more), to_loop("one at a time" + more)
-        return {k: many[k] / single[k] for k in KINDS}
+    def over(many: str, single: str) -> dict[str, float]:
+        return {k: to_loop(many)[k] / to_loop(single)[k] for k in KINDS}
+
+    plain, own = over("served", PLAIN), over("served", "one at a time")
+    own_bfloat16 = over("served, bfloat16", "one at a time, bfloat16")
 
     named = {f"{side}, {kind}": held for (side, kind), held in rates.items()}
     named |= {f"loop beside {side}, {kind}": held for (side, kind), held in loops.items()}
     extra = {
-        "batching_speedup": batching("")["caption"],
-        "batching_speedup_bfloat16": batching(", bfloat16")["caption"],
+        "batching_speedup": plain["caption"],
+        "speedup_over_batch_1": own["caption"],
+        "speedup_over_batch_1_bfloat16": own_bfloat16["caption"],
         "ratio_by_kind": to_loop("served"),
-        "batching_speedup_by_kind": batching(""),
-        "batching_speedup_bfloat16_by_kind": batching(", bfloat16"),
+        "batching_speedup_by_kind": plain,
+        "speedup_over_batch_1_by_kind": own,
+        "speedup_over_batch_1_bfloat16_by_kind": own_bfloat16,
         "documents_per_s": {name: median(held) for name, held in named.items()},
         **more,
     }
@@ -133,11 +142,10 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def _server(options: Mapping[str, object]) -> Iterator[Client]:
-    with (
-        server(MODEL, {**options, "queue": 8 * CLIENTS}) as (url, _),
-        Client(url, timeout_s=PATIENCE_S, patience_s=0) as client,
-    ):
+def _server(options: Mapping[str, object] | None) -> Iterator[Client]:
+    """Without options the plain deployment."""
+    started = plain_server(MODEL) if options is None else server(MODEL, {**options, "queue": 8 * CLIENTS})
+    with started as (url, _), Client(url, timeout_s=PATIENCE_S, patience_s=0) as client:
         yield client
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -32,10 +32,24 @@ def server(model: str, options: Mapping[str, object]) -> Iterator[tuple[str, int
     """
     port = free_port()
     given = [w for k, v in {"port": port, **options}.items() for w in (f"--{k}", str(v))]
+    with _started(["workflows", "serve", model, *given], port) as (url, pid):
+        yield url, pid
+
+
+@contextmanager
+def plain_server(model: str) -> Iterator[tuple[str, int]]:
+    """As `server`, by a plain deployment of Ray Serve."""
+    port = free_port()
+    with _started(["workflows.bench.plain_serve", model, str(port)], port) as (url, pid):
+        yield url, pid
+
+
+@contextmanager
+def _started(module: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
     inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workflows", "serve", model, *given],
+            [sys.executable, "-m", *module],
             env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -60,7 +74,7 @@ def _await(url: str, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
                     said.seek(0)
                     words = " ".join(said.read().decode(errors="replace").split())[-500:]
                     cause = words or str(error)
-                    raise OneFlowError("oneflow serve", cause, "see whether Ray starts here") from None
+                    raise OneFlowError("the server", cause, "see whether Ray starts here") from None
                 time.sleep(0.2)
 
 
