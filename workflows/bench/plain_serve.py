@@ -1,6 +1,7 @@
 """A plain Ray Serve deployment, as its documentation has one: the model in the replica, one request after the other.
 
-The peer of `oneflow bench serve` without batching: Serve's defaults, the pipeline called in the handler.
+The peer of `oneflow bench serve` without batching: Serve's defaults, the pipeline called in the handler, and the
+priority of our replicas.
 `python -m workflows.bench.plain_serve MODEL PORT` serves until it gets SIGTERM.
 """
 
@@ -8,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from workflows.corpus.cluster import cluster
-from workflows.serving.service import LOOPBACK
+from workflows.serving.service import LOOPBACK, NICENESS
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -62,6 +64,7 @@ class Plain:
 def main(model: str, port: int) -> None:
     """Serves on loopback until SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ.setdefault(NICENESS, "0")
     with suppress(KeyboardInterrupt), cluster():
         from ray import serve
 

@@ -24,6 +24,7 @@ from workflows.serving.proxy import PATH, VARIABLE
 
 APPLICATION = "oneflow"
 LOOPBACK = "127.0.0.1"
+NICENESS = "RAY_worker_niceness"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ def serving(model: str, *, address: Address | None = None, **options: Any) -> It
     arguments = _arguments(model, options)
     key_digest = digest_of(arguments.api_key_env)
     os.environ.setdefault(VARIABLE, PATH)
+    # A Ray of its own would run replicas after all else on this machine (nice 15), clients included.
+    os.environ.setdefault(NICENESS, "0")
     with cluster({VARIABLE: PATH}):
         from ray import serve
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from workflows.bench.serve import CLIENTS, KINDS, MODEL, _result, offline, prompts, steady
-from workflows.bench.server import plain_server
+from workflows.bench.server import plain_server, server
 from workflows.client import Client
 
 
@@ -71,3 +72,13 @@ def test_the_plain_deployment_answers_as_ours_does() -> None:
     [drawn] = pipeline([Prompt(picture.prompt, "image")], seeds=picture.seed, max_images=1)  # type: ignore[arg-type]
     assert list(text) == list(told.segments)
     assert np.array_equal(np.asarray(image[0]), np.asarray(drawn.images[0]))
+
+
+def test_the_served_model_runs_at_the_priority_of_what_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would give its workers the lowest but four."""
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    with server(MODEL, {"batch": 2}) as (_, pid):
+        children = psutil.Process(pid).children(recursive=True)
+        [model] = [p for p in children if "workflows.serving.model_process" in p.cmdline()]
+        assert model.nice() == psutil.Process().nice()
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in children)
