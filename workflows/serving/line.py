@@ -301,11 +301,16 @@ class Line:
         self._state.notify_all()
 
     def _lose(self) -> None:
-        """The model is gone, and with it all that it had."""
+        """The model is gone: what it had is lost, and what waits for it waits in vain."""
         with self._state:
             lost = [*self._members.values(), *self._handed.values()]
             for ticket in lost:
                 self._release(ticket, "failed")
+            for ticket in [ticket for group in self._waiting for ticket in group]:
+                lost.append(ticket)
+                self._withdraw(ticket)
+                self.meters.documents.labels("failed").inc()
+            self._state.notify_all()
         for ticket in lost:
             ticket.settle(Broken())
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,8 +25,10 @@ from oneflow_core.running import Options, Snapshot
 from tests.tiny import tiny_parts
 from workflows.serving.engine import Engine, Room
 from workflows.serving.events import growth
+from workflows.serving.line import Broken
 from workflows.serving.model import Joining, LocalModel, Model, ModelGone
 from workflows.serving.model_process import ModelProcess
+from workflows.serving.ticket import Work
 from workflows.serving.wire import Limits, parse
 
 PROMPTS = [
@@ -129,6 +132,23 @@ def test_one_that_is_killed_is_told_of(directory: Path) -> None:
     with pytest.raises(ModelGone):
         model.prepare(PROMPTS[:1], [1], [Options()])
     model.close()
+
+
+def test_nobody_waits_for_a_model_that_is_gone(directory: Path) -> None:
+    async def ask() -> list[Any]:
+        model = ModelProcess(str(directory), places=1)
+        engine = Engine(model, Room(9))
+        work = Work(PROMPTS[0], 1, Options(steps=10_000))
+        tickets = [t for _ in range(3) for t in (await engine.order([work, work])).tickets]
+        while tickets[-1].prepared is None:
+            await asyncio.sleep(0.01)
+        os.kill(model.pid, signal.SIGKILL)
+        made = await asyncio.wait_for(asyncio.gather(*(t.made for t in tickets), return_exceptions=True), 60)
+        await asyncio.to_thread(engine.close)
+        return made
+
+    made = asyncio.run(ask())
+    assert len(made) == 6 and all(isinstance(outcome, Broken) for outcome in made)
 
 
 def test_a_slow_reader_gets_its_document_of_a_model_that_was_let_go(directory: Path) -> None:
