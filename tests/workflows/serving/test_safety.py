@@ -27,8 +27,9 @@ from workflows.serving.service import serving
 GOOD = {"segments": [{"type": "text", "text": "a red circle"}], "seed": 5, "steps": 4, "trace": True}
 BODY_S = 2.0
 REQUESTS = 240
-GROWTH_MIB = 150
-"""What the allocator may keep of images that were read; a bomb would be gigabytes."""
+GROWTH_MIB = 400
+"""What the allocator may keep of bodies and images that were read, of which 8 are there at once and each may be 48 MiB
+(154 were seen); a bomb would be gigabytes."""
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
