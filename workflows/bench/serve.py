@@ -10,9 +10,9 @@ server's is taken while all clients ask: at the end of a turn, when places stay 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to a plain deployment of Ray Serve, which has one request after the other
 (`plain_serve.py`), on captions, in float32. `speedup_over_batch_1` is the server to itself with --batch 1, which
-prepares the next ones meanwhile, `speedup_over_batch_1_bfloat16` the same in bfloat16. Two servers' rates are taken by
-the loop's beside each. `load` is an open loop: requests come at random moments at a share of what the server was
-measured to do, whether earlier ones are answered or not.
+prepares the next ones meanwhile. `batching_speedup_bfloat16` and `speedup_over_batch_1_bfloat16` are the same with both
+in bfloat16. Two servers' rates are taken by the loop's beside each. `load` is an open loop: requests come at random
+moments at a share of what the server was measured to do, whether earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ SERVERS: dict[str, dict[str, Any]] = {
     "one at a time, bfloat16": {"batch": 1, "dtype": "bfloat16"},
 }
 """Options of `oneflow serve`."""
-PLAIN = "plain Ray Serve"
-"""A deployment that calls the pipeline in its handler, one request after the other."""
+PLAIN = {"plain Ray Serve": "float32", "plain Ray Serve, bfloat16": "bfloat16"}
+"""Deployments that call the pipeline in their handler, one request after the other, and their dtype."""
 WARM = 16
 Rates = dict[tuple[str, str], list[float]]
 
@@ -69,15 +69,14 @@ def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S, turns
     """`turns` of each server and kind a run, `documents` in each, and in the first `load_s` seconds at each load."""
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     few = {kind: items[:SINGLES] for kind, items in asked.items()}
-    rates: Rates = {(name, kind): [] for name in (*SERVERS, PLAIN) for kind in KINDS}
+    rates: Rates = {(name, kind): [] for name in (*SERVERS, *PLAIN) for kind in KINDS}
     loops: Rates = {side: [] for side in rates}
     more: dict[str, Any] = {}
     with Child("workflows.bench.serve:offline", {"documents": documents}) as loop:
         for run in range(runs):
-            for name in (*SERVERS, PLAIN):
-                options = SERVERS.get(name, {"batch": 1})
-                given = few if options["batch"] == 1 else asked
-                with _server(None if name == PLAIN else options) as client:
+            for name in (*SERVERS, *PLAIN):
+                given = asked if SERVERS.get(name, {}).get("batch") == CLIENTS else few
+                with _server(name) as client:
                     for kind in KINDS:
                         _ask_all(client, few[kind][:WARM])
                         for _ in range(turns):
@@ -109,17 +108,20 @@ def _result(rates: Rates, loops: Rates, more: Mapping[str, Any]) -> Result:
     def over(many: str, single: str) -> dict[str, float]:
         return {k: to_loop(many)[k] / to_loop(single)[k] for k in KINDS}
 
-    plain, own = over("served", PLAIN), over("served", "one at a time")
+    plain, own = over("served", "plain Ray Serve"), over("served", "one at a time")
+    plain_bfloat16 = over("served, bfloat16", "plain Ray Serve, bfloat16")
     own_bfloat16 = over("served, bfloat16", "one at a time, bfloat16")
 
     named = {f"{side}, {kind}": held for (side, kind), held in rates.items()}
     named |= {f"loop beside {side}, {kind}": held for (side, kind), held in loops.items()}
     extra = {
         "batching_speedup": plain["caption"],
+        "batching_speedup_bfloat16": plain_bfloat16["caption"],
         "speedup_over_batch_1": own["caption"],
         "speedup_over_batch_1_bfloat16": own_bfloat16["caption"],
         "ratio_by_kind": to_loop("served"),
         "batching_speedup_by_kind": plain,
+        "batching_speedup_bfloat16_by_kind": plain_bfloat16,
         "speedup_over_batch_1_by_kind": own,
         "speedup_over_batch_1_bfloat16_by_kind": own_bfloat16,
         "documents_per_s": {name: median(held) for name, held in named.items()},
@@ -142,9 +144,12 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def _server(options: Mapping[str, object] | None) -> Iterator[Client]:
-    """Without options the plain deployment."""
-    started = plain_server(MODEL) if options is None else server(MODEL, {**options, "queue": 8 * CLIENTS})
+def _server(name: str) -> Iterator[Client]:
+    """The one of that name."""
+    if name in PLAIN:
+        started = plain_server(MODEL, PLAIN[name])
+    else:
+        started = server(MODEL, {**SERVERS[name], "queue": 8 * CLIENTS})
     with started as (url, _), Client(url, timeout_s=PATIENCE_S, patience_s=0) as client:
         yield client
 

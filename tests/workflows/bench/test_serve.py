@@ -27,6 +27,8 @@ def test_rates_and_ratios_by_hand() -> None:
         ("one at a time, bfloat16", "t2i"): [2.5, 2.5],
         ("plain Ray Serve", "caption"): [1.25, 1.25],
         ("plain Ray Serve", "t2i"): [10 / 6, 10 / 6],
+        ("plain Ray Serve, bfloat16", "caption"): [2.5, 2.5],
+        ("plain Ray Serve, bfloat16", "t2i"): [1.0, 1.0],
     }
     loops = {side: [10 / 1.5 if side[1] == "caption" else 10 / 3] * 2 for side in rates}
     # The machine was half as fast while one at a time was measured.
@@ -36,6 +38,8 @@ def test_rates_and_ratios_by_hand() -> None:
     assert told["ours"] == pytest.approx(20 / 5) and told["peer"] == pytest.approx(20 / 4.5)
     assert told["ratio"] == pytest.approx(4.5 / 5)
     assert told["batching_speedup"] == pytest.approx(4.0)
+    assert told["batching_speedup_bfloat16"] == pytest.approx(3.2)
+    assert told["batching_speedup_bfloat16_by_kind"] == pytest.approx({"caption": 3.2, "t2i": 5.0})
     assert told["speedup_over_batch_1"] == pytest.approx(3.5)
     assert told["speedup_over_batch_1_bfloat16"] == pytest.approx(4.0)
     assert told["ratio_by_kind"] == pytest.approx({"caption": 0.75, "t2i": 1.0})
