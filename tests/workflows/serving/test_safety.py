@@ -29,7 +29,7 @@ BODY_S = 2.0
 REQUESTS = 240
 GROWTH_MIB = 400
 """What the allocator may keep of bodies and images that were read, of which 8 are there at once and each may be 48 MiB
-(154 were seen); a bomb would be gigabytes."""
+(154 were seen). What stays is told here, not what there was for a moment."""
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
