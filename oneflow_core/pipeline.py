@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from oneflow_core.encoders.identity import EncoderError
 from oneflow_core.images import fit
+from oneflow_core.model.onednn import lay_out
 from oneflow_core.model_directory import ModelParts, load, save
 from oneflow_core.model_source import Facts, local_directory
 from oneflow_core.running import Options, RunningBatch
@@ -54,9 +55,13 @@ class GeneratedDocument:
 
 
 class OneFlowPipeline:
-    """A model with its tokenizer and encoders."""
+    """A model with its tokenizer and encoders.
+
+    It takes the network of `parts` for inference alone: what trains one takes it from `model_directory.load`.
+    """
 
     def __init__(self, parts: ModelParts, identity: Facts | None = None) -> None:
+        lay_out(parts.model)
         self.parts = parts
         self.identity: Facts = {"name": "", "version": "", "run_id": "", **(identity or {})}
         model, tokenizer = parts.model, parts.tokenizer

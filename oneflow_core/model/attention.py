@@ -7,8 +7,8 @@ Q and P the queries and keys of all buckets, padding included.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,8 @@ class AttentionPlan:
     order and everyone in a row sees all of it; None where they are not."""
     longest: int = 0
     """Tokens of the longest such row."""
+    ordered: bool = False
+    """Whether the tokens of the pass lie as the buckets have them already, so that none are gathered (`in_order`)."""
 
     @classmethod
     def build(
@@ -122,6 +124,40 @@ class AttentionPlan:
         keys = None if np.array_equal(asking, answering) else torch.from_numpy(answering)
         restore, document = (torch.from_numpy(x) for x in (restore_T, document_T))
         return cls(buckets, torch.from_numpy(asking), keys, restore, document)
+
+    def in_order(self) -> tuple[AttentionPlan, Tensor]:
+        """The plan of a pass whose tokens lie as the buckets have them, and which token each of its rows is, int64.
+
+        Then no layer gathers anything. The rows are as many as `to_rounded` says; those at the end repeat token 0, see
+        nobody and are seen by nobody.
+
+        Raises:
+            ValueError: keys that are not the queries, as of a prefix or a cache.
+        """
+        if self.key_P is not None or self.write_T is not None:
+            raise ValueError(
+                "keys that are not the queries do not follow their order; gather them layer by layer"
+            )
+        token_Q = to_rounded(self.query_Q)
+        sharpness_Q = None if self.sharpness_T is None else self.sharpness_T[token_Q]
+        plan = replace(self, ordered=True, document_T=self.document_T[token_Q], sharpness_T=sharpness_Q)
+        plan.start_B1 = None
+        return plan, token_Q
+
+
+STEPS = 32
+"""Lengths of `to_rounded` from one power of two to the next, from 256 on; below that they are 8 apart."""
+
+
+def to_rounded(index_R: Tensor) -> Tensor:
+    """The index with zeros at its end, so that there are few lengths: they are 8 apart, or a 32nd of a power of two.
+
+    oneDNN makes code for every shape of a product that it sees, in the time of some products, and keeps a thousand of
+    them; texts that grow would have it see all numbers of rows.
+    """
+    rows = len(index_R)
+    step = max(8, (1 << rows.bit_length()) // (2 * STEPS))
+    return F.pad(index_R, (0, -rows % step))
 
 
 @dataclass
@@ -212,20 +248,31 @@ def rectangles(q_THd: Tensor, k_RGd: Tensor, v_RGd: Tensor, plan: AttentionPlan)
     dtype = q_THd.dtype
     if not q_THd.is_cuda:
         q_THd, k_RGd, v_RGd = widen(q_THd), widen(k_RGd), widen(v_RGd)
-    key_P = plan.query_Q if plan.key_P is None else plan.key_P
-    q_Q = q_THd.index_select(0, plan.query_Q).split([b.rows * b.queries for b in plan.buckets])
-    k_P, v_P = (
-        x.index_select(0, key_P).split([b.rows * b.keys for b in plan.buckets]) for x in (k_RGd, v_RGd)
+    query_Q, restore_T = (None, None) if plan.ordered else (plan.query_Q, plan.restore_T)
+    key_P = query_Q if plan.key_P is None else plan.key_P
+    *q_Q, beyond = _cut(taken(q_THd, query_Q), [b.rows * b.queries for b in plan.buckets])
+    (*k_P, _), (*v_P, _) = (
+        _cut(taken(x, key_P), [b.rows * b.keys for b in plan.buckets]) for x in (k_RGd, v_RGd)
     )
     parts = []
-    for bucket, *gathered in zip(plan.buckets, q_Q, k_P, v_P, strict=True):
-        q, k, v = (x.unflatten(0, (bucket.rows, -1)).transpose(1, 2) for x in gathered)
+    for bucket, *rows in zip(plan.buckets, q_Q, k_P, v_P, strict=True):
+        q, k, v = (x.unflatten(0, (bucket.rows, -1)).transpose(1, 2) for x in rows)
         grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bucket.mask, is_causal=bucket.causal, enable_gqa=grouped
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts).index_select(0, plan.restore_T).to(dtype)
+    return taken(torch.cat([*parts, beyond]), restore_T).to(dtype)
+
+
+def _cut(x_Q: Tensor, rows: Sequence[int]) -> tuple[Tensor, ...]:
+    """The rows of each bucket, and those beyond."""
+    return x_Q.split([*rows, len(x_Q) - sum(rows)])
+
+
+def taken(x_T: Tensor, row_R: Tensor | None) -> Tensor:
+    """These rows; None: all as they are."""
+    return x_T if row_R is None else x_T.index_select(0, row_R)
 
 
 def _rectangle(lengths_B: IntArray, members: IntArray) -> tuple[IntArray, BoolArray]:

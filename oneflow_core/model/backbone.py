@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oneflow_core.model.adapters import TimeEmbedding
-from oneflow_core.model.attention import AttentionPlan, attend, rectangles
+from oneflow_core.model.attention import AttentionPlan, attend, rectangles, taken, to_rounded
 from oneflow_core.model.cache import KeyValueCache
 from oneflow_core.model.config import ModelConfig
 from oneflow_core.precision import widen
@@ -35,7 +35,8 @@ def rotary_table(position_T: Tensor, head_dim: int, theta: float, scaling: float
 
 
 def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of each head: one complex product, in float32 at least.
+    """Rotates neighbouring pairs of each head: one complex product, in float32 at least; where no gradient is recorded
+    and that is `x`'s own precision, in place.
 
     This is Meta's order of dimensions; Hugging Face's halves are the same up to a permutation of the weights.
     """
@@ -45,7 +46,11 @@ def rotate(x_THd: Tensor, rope: Tensor) -> Tensor:
             v.unbind(-1) for v in (widen(x_THd).unflatten(-1, (-1, 2)), torch.view_as_real(rope))
         )
         return torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1).flatten(-2).to(x_THd.dtype)
-    pairs = torch.view_as_complex(widen(x_THd).unflatten(-1, (-1, 2)))
+    wide_THd = widen(x_THd)
+    pairs = torch.view_as_complex(wide_THd.unflatten(-1, (-1, 2)))
+    if not torch.is_grad_enabled():
+        pairs.mul_(rope)
+        return wide_THd.to(x_THd.dtype)
     return torch.view_as_real(pairs * rope).flatten(-2).to(x_THd.dtype)
 
 
@@ -84,11 +89,6 @@ class Attention(nn.Module):
             k, v = (x.index_copy_(0, plan.write_T, new) for x, new in zip(memory, (k, v), strict=True))
         out_THd = attend(q, k, v, plan, self.rectangles)
         return self.out(taken(out_THd, read_R).flatten(1))
-
-
-def taken(x_T: Tensor, read_R: Tensor | None) -> Tensor:
-    """The rows that are read; None: all."""
-    return x_T if read_R is None else x_T.index_select(0, read_R)
 
 
 class SwiGLU(nn.Module):
@@ -194,7 +194,15 @@ class Backbone(nn.Module):
 
         With a cache the plan's keys are its rows, among which the tokens of this pass are written first.
         """
-        config = self.config
+        config, read = self.config, None
+        gathers = plan.key_P is not None or plan.write_T is not None
+        if not (torch.is_grad_enabled() or x_TD.is_cuda or gathers):
+            # Put in the order of attention once, nothing is gathered layer by layer.
+            read_R = taken(plan.restore_T, read_R)
+            read, read_R = len(read_R), to_rounded(read_R)
+            plan, token_Q = plan.in_order()
+            x_TD, position_T = x_TD[token_Q], position_T[token_Q]
+            text_time_T = taken(text_time_T, token_Q) if text_time_T is not None else None
         rope = rotary_table(position_T, config.head_dim, config.rope_theta, config.rope_scaling)
         clock = None
         if self.time is not None:
@@ -206,4 +214,4 @@ class Backbone(nn.Module):
         for number, block in enumerate(self.blocks):
             memory = cache.layer(number) if cache else None
             x_TD = block(x_TD, rope, plan, clock, memory, read_R if number == last else None)
-        return self.norm(x_TD)
+        return self.norm(x_TD[:read])
