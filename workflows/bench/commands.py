@@ -18,6 +18,7 @@ BENCHMARKS = {
     "plan": "workflows.bench.plan_check:run",
     "packing": "workflows.bench.packing:run",
     "vocab-loss": "workflows.bench.vocab_loss:run",
+    "trunk": "workflows.bench.trunk:run",
     "targets": "workflows.bench.targets:run",
     "peer-transfusion": "workflows.bench.peer_transfusion:run",
     "checkpoint": "workflows.bench.checkpoint:run",
