@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -83,7 +84,15 @@ def parse(text: str) -> list[Mention] | None:
 
     Case and punctuation do not matter. Reads every text that `caption` and `canonical_caption` write.
     """
-    return parse_text(text)
+    mentions = _parsed(text)
+    return None if mentions is None else list(mentions)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Mention, ...] | None:
+    """Controls hold the same texts against many scenes."""
+    mentions = parse_text(text)
+    return None if mentions is None else tuple(mentions)
 
 
 def noun_phrase(
