@@ -1,7 +1,7 @@
 """The trunk's matrix products by oneDNN, for inference on a CPU in float32.
 
-MKL, which torch takes there, lays out the weights anew in every product, and on AMD's processors comes to 60 GFLOP/s of
-a core's 100 where a network is wide (docs/benchmarks.md). Here they are laid out once.
+MKL, which torch takes there, lays out the weights anew in every product, and on AMD's processors comes to half to four
+fifths of a core's rate where a network is wide (docs/benchmarks.md). Here they are laid out once.
 """
 
 from __future__ import annotations
