@@ -35,6 +35,10 @@ def identity(url: str, timeout_s: float = 30.0) -> Mapping[str, str]:
         ) from None
 
 
+LONGEST_FIRST = ("document", "image", "text")
+"""Targets in the order in which they are asked for: at the end a replica has few left, and they are soon done."""
+
+
 def ask_all(
     url: str,
     items: Sequence[Item],
@@ -45,7 +49,7 @@ def ask_all(
     model: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> list[Output]:
-    """One output an item, in order; `progress` is told of each that is asked for, as it comes.
+    """One output an item, in order; they are asked for `LONGEST_FIRST`, and `progress` is told of each as it comes.
 
     What `store` has is not asked again, but for failures; what comes goes there. After Ctrl-C nothing new is asked,
     and what is under way is still awaited and kept.
@@ -71,7 +75,8 @@ def ask_all(
 
     at_once = concurrency or config.concurrency or A_REPLICA
     with _client(url, config, stop) as client, ThreadPoolExecutor(at_once, "evaluate") as pool:
-        asked = {pool.submit(_ask, client, item, config): key for key, item in missing.items()}
+        in_turn = sorted(missing.items(), key=lambda one: LONGEST_FIRST.index(one[1].target))
+        asked = {pool.submit(_ask, client, item, config): key for key, item in in_turn}
         try:
             for future in as_completed(asked):
                 take(asked.pop(future), future.result())

@@ -65,6 +65,16 @@ def test_the_body_is_what_the_service_accepts() -> None:
         assert request.target == item.target and request.seed == item.seed
 
 
+def test_what_takes_longest_is_asked_for_first_and_outputs_keep_their_order() -> None:
+    targets = ["text", "image", "document", "text", "document", "image"]
+    items = [replace(RED, id=str(n), target=target, seed=n) for n, target in enumerate(targets)]
+    with deployment() as server:
+        outputs = ask_all(server.url, items, QUICK.model_copy(update={"concurrency": 1}))
+        assert [body["seed"] for body in server.bodies] == [2, 4, 1, 5, 0, 3]
+        alone = [ask_all(server.url, [item], QUICK)[0].parts for item in items]
+    assert [output.parts for output in outputs] == alone and len(set(alone)) > 1
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     with deployment() as server:
