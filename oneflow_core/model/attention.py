@@ -125,6 +125,11 @@ class AttentionPlan:
         restore, document = (torch.from_numpy(x) for x in (restore_T, document_T))
         return cls(buckets, torch.from_numpy(asking), keys, restore, document)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the pass is all there is: its keys are its queries, none are a prefix's or in a cache."""
+        return self.key_P is None and self.write_T is None
+
     def in_order(self) -> tuple[AttentionPlan, Tensor]:
         """The plan of a pass whose tokens lie as the buckets have them, and which token each of its rows is, int64.
 
@@ -134,7 +139,7 @@ class AttentionPlan:
         Raises:
             ValueError: keys that are not the queries, as of a prefix or a cache.
         """
-        if self.key_P is not None or self.write_T is not None:
+        if not self.alone:
             raise ValueError(
                 "keys that are not the queries do not follow their order; gather them layer by layer"
             )

@@ -195,14 +195,13 @@ class Backbone(nn.Module):
         With a cache the plan's keys are its rows, among which the tokens of this pass are written first.
         """
         config, read = self.config, None
-        gathers = plan.key_P is not None or plan.write_T is not None
-        if not (torch.is_grad_enabled() or x_TD.is_cuda or gathers):
+        if plan.alone and not (torch.is_grad_enabled() or x_TD.is_cuda):
             # Put in the order of attention once, nothing is gathered layer by layer.
             read_R = taken(plan.restore_T, read_R)
             read, read_R = len(read_R), to_rounded(read_R)
             plan, token_Q = plan.in_order()
             x_TD, position_T = x_TD[token_Q], position_T[token_Q]
-            text_time_T = taken(text_time_T, token_Q) if text_time_T is not None else None
+            text_time_T = None if text_time_T is None else text_time_T[token_Q]
         rope = rotary_table(position_T, config.head_dim, config.rope_theta, config.rope_scaling)
         clock = None
         if self.time is not None:
