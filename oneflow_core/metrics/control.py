@@ -40,7 +40,7 @@ def shuffled(
     if len(asked) < 2:
         return {}
     orders = [derangement(len(asked), rng) for _ in range(rounds)]
-    return _means(score(a, made[i]) for order in orders for a, i in zip(asked, order, strict=True))
+    return means(score(a, made[i]) for order in orders for a, i in zip(asked, order, strict=True))
 
 
 def chance(
@@ -51,11 +51,11 @@ def chance(
     rounds: int = 5,
 ) -> dict[str, float]:
     """Mean scores of `draw`, which makes something well-formed without looking at what was asked."""
-    return _means(score(a, draw(a, rng)) for _ in range(rounds) for a in asked)
+    return means(score(a, draw(a, rng)) for _ in range(rounds) for a in asked)
 
 
-def _means(scores: Iterable[Scores]) -> dict[str, float]:
-    """Means by name, each over the items that have the score."""
+def means(scores: Iterable[Scores]) -> dict[str, float]:
+    """Means by name, each over those that have the score."""
     values: dict[str, list[float]] = defaultdict(list)
     for one in scores:
         for name, value in one.items():

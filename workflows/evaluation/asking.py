@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -48,11 +48,12 @@ def ask_all(
     store: OutputStore | None = None,
     model: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    seen: Callable[[Item, Output], None] | None = None,
 ) -> list[Output]:
     """One output an item, in order; they are asked for `LONGEST_FIRST`, and `progress` is told of each as it comes.
 
-    What `store` has is not asked again, but for failures; what comes goes there. After Ctrl-C nothing new is asked,
-    and what is under way is still awaited and kept.
+    What `store` has is not asked again, but for failures; what comes goes there, and then to `seen`, while the next
+    ones are in the making. After Ctrl-C nothing new is asked, and what is under way is still awaited and kept.
 
     Raises:
         OneFlowError: another model than `model` answered; what was answered before is kept.
@@ -72,6 +73,8 @@ def ask_all(
         if store is not None:
             store.add(key, output)
         progress.add(output)
+        if seen is not None:
+            seen(missing[key], output)
 
     at_once = concurrency or config.concurrency or A_REPLICA
     with _client(url, config, stop) as client, ThreadPoolExecutor(at_once, "evaluate") as pool:

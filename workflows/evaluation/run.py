@@ -40,7 +40,10 @@ SUITES = {
     "vqa": "workflows.evaluation.suites.vqa",
     "clip-score": "workflows.evaluation.suites.clip_score",
 }
-"""Suite -> module with `items(config)`, `judge(items, outputs)` and `figures(judged)`."""
+"""Suite -> module with `items(config)`, `judge(items, outputs)` and `figures(judged)`.
+
+One that can judge outputs one by one has `judge_one(item, output)` too, and `judge` is given what it said.
+"""
 FORMAT = 1
 """Goes up when the same config asks other items."""
 Say = Callable[[str], None]
@@ -178,8 +181,17 @@ def _measure(
 ) -> EvaluationReport:
     suite, started = _suite(config), time.perf_counter()
     items = suite.items(config)
+    early: dict[str, Any] = {}
 
-    def ask(asked: Sequence[Item], progress: Progress | None = None) -> list[Output]:
+    def seen(item: Item, output: Output) -> None:
+        if hasattr(suite, "judge_one"):
+            early[item.id] = suite.judge_one(item, output)
+
+    def ask(
+        asked: Sequence[Item],
+        progress: Progress | None = None,
+        seen: Callable[[Item, Output], None] | None = None,
+    ) -> list[Output]:
         return asking.ask_all(
             address,
             asked,
@@ -188,16 +200,18 @@ def _measure(
             store=store,
             model=served,
             progress=progress or Progress(say),
+            seen=seen,
         )
 
     told = Progress(say)
-    outputs = ask(items, told)
+    outputs = ask(items, told, seen)
     failures = [output.error for output in outputs if output.error]
     if outputs and len(failures) == len(outputs):
         raise OneFlowError(
             f"all {len(failures)} items at {address}", failures[0], "see the log of the deployment"
         )
-    judged = suite.judge(items, outputs, config=config, ask=ask, rules=rules)
+    given = {"judged": early} if early else {}
+    judged = suite.judge(items, outputs, config=config, ask=ask, rules=rules, **given)
     figures = suite.figures(judged)
     seconds = time.perf_counter() - started
     return EvaluationReport(config.suite, digest, dict(served), figures, judged, seconds, resumed=told.kept)

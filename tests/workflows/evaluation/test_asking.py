@@ -4,14 +4,17 @@ import re
 import socket
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from workflows.errors import OneFlowError, UsageError
 from workflows.evaluation.asking import ask_all, identity, options
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
-from workflows.evaluation.item import Item
+from workflows.evaluation.item import Item, Output
+from workflows.evaluation.outputs import OutputStore
 from workflows.evaluation.progress import Progress
 
 from .oracle import deployment
@@ -73,6 +76,23 @@ def test_what_takes_longest_is_asked_for_first_and_outputs_keep_their_order() ->
         assert [body["seed"] for body in server.bodies] == [2, 4, 1, 5, 0, 3]
         alone = [ask_all(server.url, [item], QUICK)[0].parts for item in items]
     assert [output.parts for output in outputs] == alone and len(set(alone)) > 1
+
+
+def test_outputs_are_seen_as_they_come_and_those_that_were_kept_are_not(tmp_path: Path) -> None:
+    items = [replace(RED, id=str(n)) for n in range(4)]
+    asked_by_then: list[int] = []
+    with deployment() as server, closing(OutputStore(str(tmp_path))) as store:
+        one_by_one = QUICK.model_copy(update={"concurrency": 1})
+        ask_all(server.url, items[:1], one_by_one, store=store)
+        server.slow_s = 0.5
+
+        def seen(item: Item, output: Output) -> None:
+            assert any(key.startswith(f"{item.id} ") for key in store.kept) and output.images
+            asked_by_then.append(len(server.bodies))
+
+        ask_all(server.url, items, one_by_one, store=store, seen=seen)
+        assert len(server.bodies) == 4
+    assert len(asked_by_then) == 3 and asked_by_then[0] < 4
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

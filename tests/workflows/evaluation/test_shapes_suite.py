@@ -144,3 +144,16 @@ def test_controls_are_near_chance_where_the_model_is_exact() -> None:
         assert 0.05 < figure.controls["chance"] < 0.3 and 0.05 < figure.controls["shuffled"] < 0.35
         assert figure.controls["no_prompt"] == 0
     assert found["t2i/single/exact/heldout_pair"].controls["chance"] == 0
+
+
+def test_outputs_judged_as_they_came_give_the_same_figures() -> None:
+    items = shapes.items(CONFIG)
+    rng, outputs = np.random.default_rng(0), []
+    for item in items:
+        drawn = png(scene_for(parse(item.truth) or [])) if item.target == "image" else item.truth
+        outputs.append(
+            Output((drawn,) if rng.random() < 0.7 else (), "" if rng.random() < 0.9 else "HTTP 500")
+        )
+    some = {i.id: shapes.judge_one(i, o) for i, o in zip(items, outputs, strict=True) if rng.random() < 0.5}
+    late, early = (shapes.figures(shapes.judge(items, outputs, judged=given)) for given in (None, some))
+    assert {n: f.to_json() for n, f in late.items()} == {n: f.to_json() for n, f in early.items()}

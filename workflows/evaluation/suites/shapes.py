@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneflow_core.metrics.control import chance, shuffled
+from oneflow_core.metrics.control import chance, means, shuffled
 from oneflow_core.metrics.length import length_ratio, word_count
 from oneflow_core.shapes import (
     Reading,
@@ -32,7 +32,7 @@ from workflows.evaluation.figures import REPORTED, Figure, Judged, named
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.suites.shapes_items import items
 
-__all__ = ["SIZE", "figures", "items", "judge"]
+__all__ = ["SIZE", "figures", "items", "judge", "judge_one"]
 
 SIZE = (64, 64)
 IMAGE_SCORES = ("colour", "shape", "size", "position", "count", "accepted", "exact")
@@ -56,10 +56,38 @@ class Made:
         return "".join(self.texts)
 
 
-def judge(batch: Sequence[Item], outputs: Sequence[Output], **unused: Any) -> Judged:
-    """Scores every output; a failed one scores as an empty one. Config and judge, which other suites need, are not."""
-    made = [_understand(output) for output in outputs]
-    return Judged(batch, outputs, [_score(item, m) for item, m in zip(batch, made, strict=True)], made)
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One output, judged without the others."""
+
+    made: Made
+    scores: Mapping[str, float]
+    chance: Mapping[str, float]
+    """What a drawing from the corpus scores here, over some; an item that is a control itself has none."""
+
+
+def judge_one(item: Item, output: Output) -> Judgement:
+    """What needs no other output: most of the work, which is done while those are still in the making."""
+    made = _understand(output)
+    by_chance = {} if item.control else chance([item], _draw, _score, np.random.default_rng(item.seed))
+    return Judgement(made, _score(item, made), by_chance)
+
+
+def judge(
+    batch: Sequence[Item],
+    outputs: Sequence[Output],
+    *,
+    judged: Mapping[str, Judgement] | None = None,
+    **unused: Any,
+) -> Judged:
+    """Scores every output; a failed one scores as an empty one. Config and judge, which other suites need, are not.
+
+    `judged` has what `judge_one` said, by the item's id; what is not there is judged now.
+    """
+    before = judged or {}
+    each = [before.get(item.id) or judge_one(item, o) for item, o in zip(batch, outputs, strict=True)]
+    by_chance = {item.id: one.chance for item, one in zip(batch, each, strict=True)}
+    return Judged(batch, outputs, [one.scores for one in each], [one.made for one in each], context=by_chance)
 
 
 def figures(judged: Judged) -> dict[str, Figure]:
@@ -147,7 +175,7 @@ def _task_figures(
     blind = judged.where(task, split, "no_prompt", detail)
     rng = np.random.default_rng(len(real.items))
     by_control = {
-        "chance": chance(real.items, _draw, _score, rng),
+        "chance": means(judged.context[item.id] for item in real.items),
         "shuffled": shuffled(real.items, real.readings, _score, rng),
         "no_prompt": {name: blind.mean(name).value for name in scores},
     }
