@@ -1,4 +1,4 @@
-"""What served sides are held against: a model in this process, on one thread, that is given prompts in batches."""
+"""What served sides are held against: a model in this process, on one thread or a GPU, given prompts in batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from workflows.evaluation.item import Item
 
 
 class BareLoop:
-    """Makes documents in memory: no HTTP, no PNG, nothing kept and nothing judged."""
+    """Makes documents in memory: no HTTP, no PNG, nothing kept and nothing judged; on a GPU in bfloat16."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: str = "cpu") -> None:
         torch.set_num_threads(1)
-        self._pipeline = OneFlowPipeline.from_pretrained(model)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self._pipeline = OneFlowPipeline.from_pretrained(model, device=device, dtype=dtype)
 
     def seconds(self, items: Sequence[Item], batch: int) -> float:
         """Seconds that the documents of all items take, `batch` prompts at once."""

@@ -49,6 +49,8 @@ ON_A_DEVICE = (
     "encode-device",
     "checkpoint",
     "train-loop",
+    "evaluate",
+    "serve",
 )
 """Those that can measure a GPU."""
 WITH_VICTIMS = ("faults", "train-faults")

@@ -2,7 +2,8 @@
 
 Ours is `oneflow evaluate` without the start of its deployment: over HTTP to one replica of one core of Ray Serve,
 outputs kept as they come, judged, and written. The bare loop holds the same model in a process of one thread and gives
-it the prompts in batches, grouped by what is made; it keeps nothing and judges nothing.
+it the prompts in batches, grouped by what is made; it keeps nothing and judges nothing. With --device cuda both have
+the model on the GPU, in bfloat16, and each still one core for the rest.
 """
 
 from __future__ import annotations
@@ -26,21 +27,27 @@ WARM = 2 * BATCH
 """Prompts that each side is given first."""
 
 
-def run(runs: int, prompts: int = PROMPTS, model: str = MODEL, batch: int = BATCH) -> Result:
+def run(
+    runs: int, prompts: int = PROMPTS, model: str = MODEL, batch: int = BATCH, device: str = "cpu"
+) -> Result:
     """`ratio` of items per second, in turns; `seconds` of ours has what asking and the rest of it took."""
     config = config_of(prompts)
-    total, given = len(shapes.items(config)), {"prompts": prompts, "model": model, "batch": batch}
+    total = len(shapes.items(config))
+    given = {"prompts": prompts, "model": model, "batch": batch, "device": device}
     ours: list[float] = []
     peer: list[float] = []
     parts: dict[str, list[float]] = {"asking": [], "judging and writing": []}
-    with _served(model) as (ask, start_s), Child(f"{__name__}:bare", given) as child:
+    with (
+        _served(model, gpus=int(device == "cuda")) as (ask, start_s),
+        Child(f"{__name__}:bare", given) as child,
+    ):
         for _ in range(runs):
             peer.append(total / child.ask()["seconds"])
             whole, asking = ask(config)
             ours.append(total / whole)
             parts["asking"].append(asking)
             parts["judging and writing"].append(whole - asking)
-    extra = {"prompts": total, "batch": batch, "deployment_start_s": start_s}
+    extra = {"prompts": total, "batch": batch, "device": device, "deployment_start_s": start_s}
     return Result("evaluate", "items/s", ours, peer, ("torch", "ray"), extra, parts)
 
 
@@ -59,11 +66,11 @@ def config_of(prompts: int) -> EvaluateConfig:
     return EvaluateConfig(items={**counts, "combinations": 0, "no_prompt": 0})
 
 
-def bare(prompts: int, model: str, batch: int) -> Callable[[], dict[str, Any]]:
+def bare(prompts: int, model: str, batch: int, device: str = "cpu") -> Callable[[], dict[str, Any]]:
     """The child's side: each question is one pass over all prompts."""
     from workflows.bench.bare import BareLoop
 
-    loop = BareLoop(model)
+    loop = BareLoop(model, device)
     by_target = sorted(shapes.items(config_of(prompts)), key=lambda item: item.target)
     loop.seconds(by_target[:WARM], batch)
 
@@ -74,15 +81,17 @@ def bare(prompts: int, model: str, batch: int) -> Callable[[], dict[str, Any]]:
 
 
 @contextmanager
-def _served(model: str) -> Iterator[tuple[Callable[[EvaluateConfig], tuple[float, float]], float]]:
-    """A deployment of one replica of one core; what is given evaluates there and tells its seconds, all and asking."""
+def _served(
+    model: str, gpus: int = 0
+) -> Iterator[tuple[Callable[[EvaluateConfig], tuple[float, float]], float]]:
+    """A deployment of one replica of one core, and GPUs; what it gives evaluates there: seconds, all and asking."""
     from workflows.serving.service import serving
 
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     began = time.perf_counter()
     try:
         with (
-            serving(model, replicas=1, cpus=1) as url,
+            serving(model, replicas=1, cpus=1, gpus=gpus) as url,
             tempfile.TemporaryDirectory(prefix="of-evaluate-") as made,
         ):
             started_s = time.perf_counter() - began

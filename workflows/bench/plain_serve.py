@@ -2,7 +2,7 @@
 
 The peer of `oneflow bench serve` without batching: Serve's defaults, the pipeline called in the handler, and the
 priority of our replicas.
-`python -m workflows.bench.plain_serve MODEL PORT DTYPE` serves until it gets SIGTERM.
+`python -m workflows.bench.plain_serve MODEL PORT DTYPE DEVICE` serves until it gets SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class Plain:
     """Answers as `POST /v1/generate` does, without options."""
 
-    def __init__(self, model: str, dtype: str) -> None:
+    def __init__(self, model: str, dtype: str, device: str) -> None:
         import torch
 
         from oneflow_core.pipeline import OneFlowPipeline
 
         torch.set_num_threads(1)
-        self._pipeline = OneFlowPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+        self._pipeline = OneFlowPipeline.from_pretrained(model, device=device, dtype=getattr(torch, dtype))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """The document that the body asks for; what it is about to any GET."""
@@ -61,7 +61,7 @@ class Plain:
         }
 
 
-def main(model: str, port: int, dtype: str) -> None:
+def main(model: str, port: int, dtype: str, device: str) -> None:
     """Serves on loopback until SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault(NICENESS, "0")
@@ -70,8 +70,9 @@ def main(model: str, port: int, dtype: str) -> None:
 
         serve.start(http_options={"host": LOOPBACK, "port": port})
         try:
-            plain = serve.deployment(Plain).options(ray_actor_options={"num_cpus": 1})
-            serve.run(plain.bind(model, dtype))
+            actor = {"num_cpus": 1, "num_gpus": int(device == "cuda")}
+            plain = serve.deployment(Plain).options(ray_actor_options=actor)
+            serve.run(plain.bind(model, dtype, device))
             signal.pause()
         finally:
             serve.shutdown()
@@ -80,4 +81,4 @@ def main(model: str, port: int, dtype: str) -> None:
 if __name__ == "__main__":
     from workflows.bench import plain_serve
 
-    plain_serve.main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    plain_serve.main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -11,8 +11,9 @@ server's is taken while all clients ask: at the end of a turn, when places stay 
 `batching_speedup` is the server to a plain deployment of Ray Serve, which has one request after the other
 (`plain_serve.py`), on captions, in float32. `speedup_over_batch_1` is the server to itself with --batch 1, which
 prepares the next ones meanwhile. `batching_speedup_bfloat16` and `speedup_over_batch_1_bfloat16` are the same with both
-in bfloat16. Two servers' rates are taken by the loop's beside each. `load` is an open loop: requests come at random
-moments at a share of what the server was measured to do, whether earlier ones are answered or not.
+in bfloat16; with --device cuda all sides are, the loop too. Two servers' rates are taken by the loop's beside each.
+`load` is an open loop: requests come at random moments at a share of what the server was measured to do, whether
+earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -56,27 +57,38 @@ SERVERS: dict[str, dict[str, Any]] = {
 """Options of `oneflow serve`."""
 PLAIN = {"plain Ray Serve": "float32", "plain Ray Serve, bfloat16": "bfloat16"}
 """Deployments that call the pipeline in their handler, one request after the other, and their dtype."""
+ON_A_GPU = {"served": {"batch": CLIENTS, "gpus": 1}, "one at a time": {"batch": 1, "gpus": 1}}
+"""In place of `SERVERS` there."""
+PLAIN_ON_A_GPU = {"plain Ray Serve": "bfloat16"}
 WARM = 16
 Rates = dict[tuple[str, str], list[float]]
 
 
-def run(runs: int) -> Result:
+def run(runs: int, device: str = "cpu") -> Result:
     """`ratio` to the bare loop, `batching_speedup`, and latencies under load."""
-    return measure(runs)
+    return measure(runs, device=device)
 
 
-def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S, turns: int = TURNS) -> Result:
+def measure(
+    runs: int,
+    documents: int = DOCUMENTS,
+    load_s: float = LOAD_S,
+    turns: int = TURNS,
+    device: str = "cpu",
+) -> Result:
     """`turns` of each server and kind a run, `documents` in each, and in the first `load_s` seconds at each load."""
+    sides: dict[str, dict[str, Any]] = ON_A_GPU if device == "cuda" else SERVERS
+    plain = PLAIN_ON_A_GPU if device == "cuda" else PLAIN
     asked = {kind: prompts(kind, documents) for kind in KINDS}
     few = {kind: items[:SINGLES] for kind, items in asked.items()}
-    rates: Rates = {(name, kind): [] for name in (*SERVERS, *PLAIN) for kind in KINDS}
+    rates: Rates = {(name, kind): [] for name in (*sides, *plain) for kind in KINDS}
     loops: Rates = {side: [] for side in rates}
     more: dict[str, Any] = {}
-    with Child("workflows.bench.serve:offline", {"documents": documents}) as loop:
+    with Child("workflows.bench.serve:offline", {"documents": documents, "device": device}) as loop:
         for run in range(runs):
-            for name in (*SERVERS, *PLAIN):
-                given = asked if SERVERS.get(name, {}).get("batch") == CLIENTS else few
-                with _server(name) as client:
+            for name in (*sides, *plain):
+                given = asked if sides.get(name, {}).get("batch") == CLIENTS else few
+                with _server(sides.get(name), plain.get(name), device) as client:
                     for kind in KINDS:
                         _ask_all(client, few[kind][:WARM])
                         for _ in range(turns):
@@ -84,7 +96,7 @@ def measure(runs: int, documents: int = DOCUMENTS, load_s: float = LOAD_S, turns
                             rates[name, kind].append(_ask_all(client, given[kind]))
                     if name == "served" and run == 0:
                         more = _latencies(client, asked, median(_over_both(rates, name)), load_s)
-    return _result(rates, loops, more)
+    return _result(rates, loops, {"device": device, **more})
 
 
 def _latencies(
@@ -108,25 +120,17 @@ def _result(rates: Rates, loops: Rates, more: Mapping[str, Any]) -> Result:
     def over(many: str, single: str) -> dict[str, float]:
         return {k: to_loop(many)[k] / to_loop(single)[k] for k in KINDS}
 
-    plain, own = over("served", "plain Ray Serve"), over("served", "one at a time")
-    plain_bfloat16 = over("served, bfloat16", "plain Ray Serve, bfloat16")
-    own_bfloat16 = over("served, bfloat16", "one at a time, bfloat16")
-
+    extra: dict[str, Any] = {"ratio_by_kind": to_loop("served")}
+    for suffix in ("", ", bfloat16"):
+        if (f"served{suffix}", "caption") in rates:
+            key = suffix.replace(", ", "_")
+            others = {"batching_speedup": "plain Ray Serve", "speedup_over_batch_1": "one at a time"}
+            for name, single in others.items():
+                by_kind = over(f"served{suffix}", f"{single}{suffix}")
+                extra |= {f"{name}{key}": by_kind["caption"], f"{name}{key}_by_kind": by_kind}
     named = {f"{side}, {kind}": held for (side, kind), held in rates.items()}
     named |= {f"loop beside {side}, {kind}": held for (side, kind), held in loops.items()}
-    extra = {
-        "batching_speedup": plain["caption"],
-        "batching_speedup_bfloat16": plain_bfloat16["caption"],
-        "speedup_over_batch_1": own["caption"],
-        "speedup_over_batch_1_bfloat16": own_bfloat16["caption"],
-        "ratio_by_kind": to_loop("served"),
-        "batching_speedup_by_kind": plain,
-        "batching_speedup_bfloat16_by_kind": plain_bfloat16,
-        "speedup_over_batch_1_by_kind": own,
-        "speedup_over_batch_1_bfloat16_by_kind": own_bfloat16,
-        "documents_per_s": {name: median(held) for name, held in named.items()},
-        **more,
-    }
+    extra |= {"documents_per_s": {name: median(held) for name, held in named.items()}, **more}
     packages = ("torch", "ray", "fastapi", "httpx2")
     ours, peer = _over_both(rates, "served"), _over_both(loops, "served")
     return Result("serve", "documents/s", ours, peer, packages, extra, named)
@@ -144,12 +148,13 @@ def prompts(kind: str, documents: int) -> list[Item]:
 
 
 @contextmanager
-def _server(name: str) -> Iterator[Client]:
-    """The one of that name."""
-    if name in PLAIN:
-        started = plain_server(MODEL, PLAIN[name])
+def _server(options: Mapping[str, Any] | None, plain_dtype: str | None, device: str) -> Iterator[Client]:
+    """Ours with these options, or else a plain one."""
+    if options is None:
+        assert plain_dtype is not None
+        started = plain_server(MODEL, plain_dtype, device)
     else:
-        started = server(MODEL, {**SERVERS[name], "queue": 8 * CLIENTS})
+        started = server(MODEL, {**options, "queue": 8 * CLIENTS})
     with started as (url, _), Client(url, timeout_s=PATIENCE_S, patience_s=0) as client:
         yield client
 
@@ -205,11 +210,11 @@ def _under_load(
     return {"requests_per_s": rate, "requests": len(moments), "p50_s": p50, "p99_s": p99}
 
 
-def offline(documents: int) -> Callable[..., dict[str, float]]:
+def offline(documents: int, device: str = "cpu") -> Callable[..., dict[str, float]]:
     """The bare loop; answers with the seconds that a kind took."""
     from workflows.bench.bare import BareLoop
 
-    loop, asked = BareLoop(MODEL), {kind: prompts(kind, documents) for kind in KINDS}
+    loop, asked = BareLoop(MODEL, device), {kind: prompts(kind, documents) for kind in KINDS}
 
     def answer(kind: str) -> dict[str, float]:
         return {"seconds": loop.seconds(asked[kind], CLIENTS)}

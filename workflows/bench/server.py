@@ -37,10 +37,10 @@ def server(model: str, options: Mapping[str, object]) -> Iterator[tuple[str, int
 
 
 @contextmanager
-def plain_server(model: str, dtype: str = "float32") -> Iterator[tuple[str, int]]:
+def plain_server(model: str, dtype: str = "float32", device: str = "cpu") -> Iterator[tuple[str, int]]:
     """As `server`, by a plain deployment of Ray Serve."""
     port = free_port()
-    with _started(["workflows.bench.plain_serve", model, str(port), dtype], port) as (url, pid):
+    with _started(["workflows.bench.plain_serve", model, str(port), dtype, device], port) as (url, pid):
         yield url, pid
 
 
