@@ -1,4 +1,4 @@
-"""A client of `POST /v1/generate`: waits, tries again where that may help, and tells what went wrong in words.
+"""A client of `POST /v1/generate` and `/v1/batch`: waits, tries again where that may help, says what went wrong.
 
 with Client("http://127.0.0.1:8000") as client:
     picture = client.generate(["a red circle"], seed=5).images[0]
@@ -33,6 +33,7 @@ RETRIED = frozenset({502, 503, 504})
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 MOST_BYTES = 256 << 20
+MOST_IN_A_BATCH = 32
 
 T = TypeVar("T")
 Target = Literal["image", "text", "document"]
@@ -192,6 +193,10 @@ class Client:
         """
         body = request_body(segments, target=target, stream=True, **options)
         reply, _ = self._until_answered(lambda: self._open("POST", "/v1/generate", body))
+        yield from self._events(reply)
+
+    def _events(self, reply: httpx2.Response) -> Iterator[Event]:
+        """Those of a stream up to `done`; closes it."""
         last = ""
         with closing(reply):
             try:
@@ -204,7 +209,30 @@ class Client:
             except httpx2.HTTPError as error:
                 raise ServerError(self.url, f"the stream broke: {error!r}", "ask again") from None
         if last != "done":
-            raise ServerError(self.url, "the stream ended before the document was done", "ask again")
+            raise ServerError(self.url, "the stream ended before all was done", "ask again")
+
+    def batch(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Answer | ServerError]]:
+        """Many documents in one request: each with its place in `bodies`, as soon as it is made or refused.
+
+        `bodies` are of `request_body`, `MOST_IN_A_BATCH` at most. A refusal has the status that `generate` would have
+        had. Nothing is tried again, but after a full queue.
+
+        Raises:
+            ServerError: refused as a whole, or broken off; what came before stands. `Stopped` where `stop` was set.
+        """
+        reply, attempts = self._until_answered(
+            lambda: self._open("POST", "/v1/batch", {"requests": list(bodies)}), most=1
+        )
+        for event in self._events(reply):
+            if event.name not in ("answer", "refused"):
+                continue
+            index = event.data.get("index")
+            if not isinstance(index, int) or not 0 <= index < len(bodies):
+                raise _unreadable(ValueError(f"index {index!r}"))
+            if event.name == "answer":
+                yield index, replace(event.answer, attempts=attempts)
+            else:
+                yield index, _refusal(self.url, event.data.get("status"), event.data)
 
     def _whole(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with closing(self._open(method, path, body)) as reply, self._explained():
@@ -217,8 +245,8 @@ class Client:
                     )
         return _object(bytes(data))
 
-    def _until_answered(self, ask: Callable[[], T]) -> tuple[T, int]:
-        """What `ask` gave in the end, and how often it was called."""
+    def _until_answered(self, ask: Callable[[], T], most: int | None = None) -> tuple[T, int]:
+        """What `ask` gave in the end, and how often it was called; it may fail `most` times, or `attempts`."""
         begun, failures, attempt = time.monotonic(), 0, 0
         while not self._stop.is_set():
             attempt += 1
@@ -231,7 +259,7 @@ class Client:
                 again = full or error.status is None or error.status in self._retried
                 pause = _pause(attempt, error)
                 late = time.monotonic() - begun + pause > self.patience_s
-                if not again or late or failures == self.attempts:
+                if not again or late or failures == (most or self.attempts):
                     raise
                 self._stop.wait(pause)
         raise Stopped(self.url, "stopped before it answered", "ask again")
@@ -244,7 +272,11 @@ class Client:
                 return reply
             with closing(reply):
                 said = reply.read()[:4000]
-        raise _refusal(self.url, reply, said)
+        refusal = _refusal(self.url, reply.status_code, said)
+        # A date, which no server of ours sends, counts as none.
+        with suppress(ValueError):
+            refusal.retry_after_s = max(0.0, float(reply.headers.get("retry-after", "")))
+        raise refusal
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -308,7 +340,7 @@ def _object(data: bytes | str) -> dict[str, Any]:
     return value
 
 
-def _refusal(url: str, reply: httpx2.Response | None, said: bytes | Mapping[str, Any]) -> ServerError:
+def _refusal(url: str, status: int | None, said: bytes | Mapping[str, Any]) -> ServerError:
     try:
         value = json.loads(said) if isinstance(said, bytes) else said
         told = value["error"]
@@ -316,13 +348,7 @@ def _refusal(url: str, reply: httpx2.Response | None, said: bytes | Mapping[str,
     except (ValueError, KeyError, TypeError):
         words = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
         cause, mend = words[:300], "see the server's log"
-    status = None if reply is None else reply.status_code
-    error = ServerError(url, f"HTTP {status}: {cause}" if status else cause, mend, status)
-    if reply is not None:
-        # A date, which no server of ours sends, counts as none.
-        with suppress(ValueError):
-            error.retry_after_s = max(0.0, float(reply.headers.get("retry-after", "")))
-    return error
+    return ServerError(url, f"HTTP {status}: {cause}" if status else cause, mend, status)
 
 
 def _pause(attempt: int, error: ServerError) -> float:

@@ -1,4 +1,4 @@
-"""Asks a deployment for items: many at once, what was answered kept, failures recorded."""
+"""Asks a deployment for items: many in a request, what was answered kept, failures recorded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
-from workflows.client import RETRIED, Client, ServerError, Stopped, request_body
+from workflows.client import RETRIED, Answer, Client, ServerError, Stopped, request_body
 from workflows.errors import OneFlowError, UsageError
 from workflows.evaluation.config import A_REPLICA, RequestsConfig
 from workflows.evaluation.item import Item, Output
@@ -35,6 +37,12 @@ def identity(url: str, timeout_s: float = 30.0) -> Mapping[str, str]:
         ) from None
 
 
+A_REQUEST = 16
+"""Items in one request at most: what a request costs beside the model is shared by so many."""
+LANES = 4
+"""Requests under way at once at least, where as many items may be: while one ends, others have some that wait."""
+PROMPT_BYTES = 8 << 20
+"""Of the prompts of one request, before base64."""
 LONGEST_FIRST = ("document", "image", "text")
 """Targets in the order in which they are asked for: at the end a replica has few left, and they are soon done."""
 
@@ -65,9 +73,7 @@ def ask_all(
     stop, progress = threading.Event(), progress or Progress()
     progress.begin(len(missing), len(found))
 
-    def take(key: str, output: Output | None) -> None:
-        if output is None:
-            return
+    def take(key: str, output: Output) -> None:
         _refuse_another(url, output, model)
         found[key] = output
         if store is not None:
@@ -77,20 +83,82 @@ def ask_all(
             seen(missing[key], output)
 
     at_once = concurrency or config.concurrency or A_REPLICA
-    with _client(url, config, stop) as client, ThreadPoolExecutor(at_once, "evaluate") as pool:
-        in_turn = sorted(missing.items(), key=lambda one: LONGEST_FIRST.index(one[1].target))
-        asked = {pool.submit(_ask, client, item, config): key for key, item in in_turn}
+    in_turn = sorted(missing.items(), key=lambda one: LONGEST_FIRST.index(one[1].target))
+    came: SimpleQueue[tuple[str, Output] | None] = SimpleQueue()
+
+    def ask(client: Client, part: _Part) -> None:
         try:
-            for future in as_completed(asked):
-                take(asked.pop(future), future.result())
+            for output in _ask(client, part, config):
+                came.put(output)
+        finally:
+            came.put(None)
+
+    def take_all(asked: Sequence[Future[None]]) -> None:
+        while len(ended) < len(asked):
+            output = came.get()
+            if output is None:
+                ended.append(None)
+            else:
+                take(*output)
+
+    ended: list[None] = []
+    lanes = min(at_once, max(LANES, at_once // A_REQUEST))
+    with _client(url, config, stop) as client, ThreadPoolExecutor(lanes, "evaluate") as pool:
+        asked = [pool.submit(ask, client, part) for part in _parts(in_turn, at_once)]
+        try:
+            take_all(asked)
         except BaseException as error:
             stop.set()
-            running = {future: key for future, key in asked.items() if not future.cancel()}
+            running = [future for future in asked if not future.cancel()]
             if isinstance(error, KeyboardInterrupt | SystemExit):
-                for future in as_completed(running):
-                    take(running[future], future.result())
+                take_all(running)
             raise
+        for future in asked:
+            future.result()
     return [found[key] for key in keys]
+
+
+_Part = Mapping[str, Item]
+"""What one request asks for, by key."""
+
+
+def _parts(missing: Sequence[tuple[str, Item]], at_once: int) -> Iterator[_Part]:
+    """Requests of several items each, in order; no fewer than `LANES` where there are as many items."""
+    most = min(A_REQUEST, max(1, at_once // LANES), max(1, len(missing) // LANES))
+    part, size = dict[str, Item](), 0
+    for key, item in missing:
+        given = sum(len(piece) for piece in item.prompt)
+        if part and (len(part) == most or size + given > PROMPT_BYTES):
+            yield part
+            part, size = {}, 0
+        part[key] = item
+        size += given
+    if part:
+        yield part
+
+
+def _ask(client: Client, part: _Part, config: RequestsConfig) -> Iterator[tuple[str, Output]]:
+    """The outputs as they come. What a request for several does not bring is asked for alone, with all its tries."""
+    left, started = dict(part), time.perf_counter()
+    if len(part) > 1:
+        keys = list(part)
+        bodies = [request_body(item.prompt, **options(item, config)) for item in part.values()]
+        # A server without this route, one that broke off: whatever it was, it may not be so for one alone.
+        with suppress(ServerError):
+            for index, answer in client.batch(bodies):
+                again = isinstance(answer, ServerError) and answer.status in TRIED_AGAIN
+                if not again and left.pop(keys[index], None) is not None:
+                    yield keys[index], _told(answer, time.perf_counter() - started)
+    for key, item in left.items():
+        started = time.perf_counter()
+        alone: Answer | ServerError
+        try:
+            alone = client.generate(item.prompt, **options(item, config))
+        except Stopped:
+            return
+        except ServerError as error:
+            alone = error
+        yield key, _told(alone, time.perf_counter() - started)
 
 
 def key_of(item: Item, config: RequestsConfig) -> str:
@@ -138,13 +206,7 @@ def _key(variable: str) -> str | None:
     return os.environ[variable]
 
 
-def _ask(client: Client, item: Item, config: RequestsConfig) -> Output | None:
-    """The output, or None where the client was stopped before it."""
-    started = time.perf_counter()
-    try:
-        answer = client.generate(item.prompt, **options(item, config))
-    except Stopped:
-        return None
-    except ServerError as error:
-        return Output((), error.cause, time.perf_counter() - started, error.attempts)
-    return Output(answer.parts, "", time.perf_counter() - started, answer.attempts, answer.model)
+def _told(answer: Answer | ServerError, seconds: float) -> Output:
+    if isinstance(answer, ServerError):
+        return Output((), answer.cause, seconds, answer.attempts)
+    return Output(answer.parts, "", seconds, answer.attempts, answer.model)

@@ -13,8 +13,8 @@ from workflows.evaluation.suites.config import (
     SuiteName,
 )
 
-A_REPLICA = 32
-"""Requests under way for each replica."""
+A_REPLICA = 64
+"""Items under way for each replica."""
 
 
 class ItemsConfig(Config):
@@ -53,11 +53,11 @@ class RequestsConfig(Config):
     """How the deployment is driven."""
 
     concurrency: int | None = Field(default=None, ge=1, le=1024)
-    """Requests under way at once; null is 32 for each of `serve.replicas`, two of their batches."""
+    """Items under way at once, up to 16 in a request; null is 64 for each of `serve.replicas`, four batches."""
     timeout_s: float = Field(default=120, gt=0)
     """Seconds that one try may take."""
     attempts: int = Field(default=4, ge=1)
-    """Tries of an item before it is recorded as failed; being sent away from a full queue (429) is none."""
+    """Tries of an item alone before it is recorded as failed; being sent away from a full queue (429) is none."""
     patience_s: float = Field(default=900, gt=0)
     """Seconds of all tries of an item together, before it is recorded as failed."""
     api_key_env: str = ""

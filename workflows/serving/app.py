@@ -51,6 +51,11 @@ class Service:
         """One document."""
         return await self.desk.generate(request)
 
+    @http.post("/v1/batch")
+    async def batch(self, request: Request) -> Response:
+        """Many documents."""
+        return await self.desk.batch(request)
+
     @http.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """The same in the words of OpenAI's API."""

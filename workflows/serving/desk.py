@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from workflows.serving import chat, pictures
+from workflows.serving import batch, chat, pictures
 from workflows.serving.access import demand
 from workflows.serving.events import EventStream, growth
 from workflows.serving.problems import FAILED, Shape, native, openai
@@ -48,6 +48,10 @@ class Desk:
     async def generate(self, request: Request) -> Response:
         """`POST /v1/generate`."""
         return await self._answer(request, self._generate, native)
+
+    async def batch(self, request: Request) -> Response:
+        """`POST /v1/batch`."""
+        return await self._answer(request, lambda body: batch.plan(self.engine, body), native)
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""

@@ -159,9 +159,9 @@ class Engine:
         seed = secrets.randbits(53) if request.seed is None else request.seed
         return Work(Prompt(segments, request.target), seed, options)
 
-    async def answer(self, order: Order, request: GenerateRequest) -> dict[str, Any]:
-        """Waits for the one document of `order`; the answer of `POST /v1/generate`."""
-        (ticket,) = order.tickets
+    async def answer(self, order: Order, request: GenerateRequest, at: int = 0) -> dict[str, Any]:
+        """Waits for the document of `order` at that place; the answer of `POST /v1/generate`."""
+        ticket = order.tickets[at]
         document = await made(ticket)
         segments = await self.segments(document)
         return {

@@ -31,21 +31,22 @@ def event(name: str, value: dict[str, Any]) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """`text/event-stream` that closes its order when it ends, however it ends."""
+    """`text/event-stream` that closes its order when it ends, however it ends; `beats` keep it from being silent."""
 
-    def __init__(self, events: AsyncGenerator[bytes], order: Order) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], order: Order, *, beats: bool = True) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self.events, self.order = events, order
+        self.events, self.order, self.beats = events, order, beats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the events end or the client has gone, which is told, or cancels this (as Serve does)."""
-        self.body_iterator = alive(self.events)
+        self.body_iterator = alive(self.events) if self.beats else self.events
         try:
             await super().__call__(scope, receive, send)
         finally:
             self.order.close()
-            await self.body_iterator.aclose()
+            if self.beats:
+                await self.body_iterator.aclose()
             await self.events.aclose()
 
 

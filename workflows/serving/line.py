@@ -50,7 +50,7 @@ class Line:
     ready to the model, one hears of every step what it has brought. The model goes on meanwhile, so it is handed a few
     more than it has places for, and lets them in itself, at the step after one has left. Requests get places in the
     order in which they came, one document each in turn, so that a request for many documents does not hold up the next
-    one. About `queue` documents wait.
+    one. Those few that the model has been handed by then are in front of it. About `queue` documents wait.
     """
 
     def __init__(self, model: Model, meters: Meters, *, queue: int) -> None:
@@ -86,8 +86,10 @@ class Line:
             if self._closing:
                 raise Closed
             self._refuse_if_full()
-            tickets = [Ticket(next(self._keys), work, watched, loop) for work in works]
-            self._waiting.append(deque(tickets))
+            request = next(self._keys)
+            tickets = [Ticket(next(self._keys), request, work, watched, loop) for work in works]
+            if tickets:
+                self._waiting.insert(self._turn(), deque(tickets))
             self.meters.queue.inc(len(tickets))
             self._tell_places()
             self._state.notify_all()
@@ -131,6 +133,13 @@ class Line:
             alive = self._closing or all(worker.is_alive() for worker in self._workers)
             busy = bool(self._members or self._handed)
             return not alive or (busy and time.monotonic() - self._beat > longest_step_s)
+
+    def _turn(self) -> int:
+        """Where a new request stands: behind those that wait, but for whose turn has come ahead of a free place."""
+        early = {ticket.request for ticket in self._handed.values()}
+        return next(
+            (at for at, group in enumerate(self._waiting) if group[0].request in early), len(self._waiting)
+        )
 
     def _refuse_if_full(self) -> None:
         waiting = len(self._handed) + sum(map(len, self._waiting))
@@ -223,16 +232,10 @@ class Line:
         return True
 
     def _next(self) -> deque[Ticket] | None:
-        """The first request whose next document is ready, while the model may have one more.
-
-        Ahead of a free place only its last one: of a request that has more to come, whose turn it is then depends on
-        who comes until there is a place.
-        """
+        """The first request whose next document is ready, while the model may have one more."""
         group = next((group for group in self._waiting if group[0].prepared is not None), None)
         free = self._places - len(self._handed) - len(self._members)
-        if group and (free > 0 or (len(group) == 1 and free > -self._ahead)):
-            return group
-        return None
+        return group if free > -self._ahead else None
 
     def _take(self, group: deque[Ticket]) -> Ticket:
         """The next document of this request, which goes to the end."""

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from workflows.serving.chat_wire import ChatRequest
-from workflows.serving.openapi_answers import ANSWERS, CHUNK, EVENT, EVENTS
+from workflows.serving.openapi_answers import ANSWERS, BATCH_EVENT, BATCH_EVENTS, CHUNK, EVENT, EVENTS
 from workflows.serving.pictures import PictureRequest
-from workflows.serving.wire import GenerateRequest
+from workflows.serving.wire import BatchRequest, GenerateRequest
 
 Json = dict[str, Any]
 REF = "#/components/schemas/"
@@ -40,6 +40,7 @@ ASKED = {
     },
     "a stream": {"segments": [], "target": "document", "stream": True, "previews": 4, "max_images": 1},
 }
+BATCHES = {"a picture and a caption": {"requests": [ASKED["a picture"], ASKED["a caption"]]}}
 CHATS = {
     "a caption": {
         "messages": [
@@ -61,7 +62,7 @@ PICTURES = {"two pictures": {"prompt": "a red circle", "n": 2, "response_format"
 def document() -> Json:
     """The whole description."""
     _, schemas = models_json_schema(
-        [(kind, "validation") for kind in (GenerateRequest, ChatRequest, PictureRequest)],
+        [(kind, "validation") for kind in (GenerateRequest, BatchRequest, ChatRequest, PictureRequest)],
         ref_template=REF + "{model}",
     )
     return {
@@ -80,7 +81,20 @@ def _paths() -> Json:
     native, openai = "Problem", "OpenAIProblem"
     return {
         "/v1/generate": _post(
-            "generate", "Makes one document.", GenerateRequest, ASKED, "Answer", EVENTS, native
+            "generate",
+            "Makes one document.",
+            GenerateRequest,
+            ASKED,
+            "Answer",
+            {**EVENT, "description": EVENTS},
+        ),
+        "/v1/batch": _post(
+            "batch",
+            "Makes many documents, which is less work for everybody but the model.",
+            BatchRequest,
+            BATCHES,
+            "",
+            {**BATCH_EVENT, "description": BATCH_EVENTS},
         ),
         "/v1/chat/completions": _post(
             "chat",
@@ -89,7 +103,10 @@ def _paths() -> Json:
             ChatRequest,
             CHATS,
             "Completion",
-            "Chunks in the manner of OpenAI's API, one `data:` line each, then `data: [DONE]`.",
+            {
+                **CHUNK,
+                "description": "Chunks in the manner of OpenAI's API, one `data:` line each, then `data: [DONE]`.",
+            },
             openai,
         ),
         "/v1/images/generations": _post(
@@ -98,8 +115,7 @@ def _paths() -> Json:
             PictureRequest,
             PICTURES,
             "Pictures",
-            "",
-            openai,
+            problem=openai,
         ),
         "/v1/models": {"get": _get("models", "The model that is served.", "Models", ("401",), openai)},
         "/healthz": {
@@ -122,12 +138,18 @@ def _paths() -> Json:
 
 
 def _post(
-    name: str, summary: str, kind: type, examples: Json, answer: str, events: str, problem: str
+    name: str,
+    summary: str,
+    kind: type,
+    examples: Json,
+    answer: str,
+    events: Json | None = None,
+    problem: str = "Problem",
 ) -> Json:
-    content: Json = {"application/json": {"schema": {"$ref": REF + answer}}}
+    content: Json = {"application/json": {"schema": {"$ref": REF + answer}}} if answer else {}
     openai = problem != "Problem"
     if events:
-        content["text/event-stream"] = {"schema": {**(CHUNK if openai else EVENT), "description": events}}
+        content["text/event-stream"] = {"schema": events}
     told = [code for code in REFUSALS if code != ("422" if openai else "404")]
     body = {
         "schema": {"$ref": REF + kind.__name__},

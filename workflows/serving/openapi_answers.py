@@ -19,6 +19,13 @@ colon are comments that keep the connection open.
 - `done`: the object that comes without `stream`
 - `error` {error: {field, cause, mend}}: the last event where it fails after it began"""
 
+BATCH_EVENTS = """Server-sent events, each with `event:` and one line `data:` of JSON:
+
+- `answer` {index, ...}: the answer of `POST /v1/generate` to the request at that index, as soon as it is made
+- `refused` {index, status, error: {field, cause, mend}}: what `POST /v1/generate` would have refused it with
+- `done` {requests}: each has had one of the two
+- `error` {error: {field, cause, mend}}: the last event where it broke off"""
+
 
 def _object(required: Json, optional: Json | None = None, **more: Any) -> Json:
     return {
@@ -35,6 +42,7 @@ NUMBER: Json = {"type": "number"}
 NAMES = ["start", "queued", "insertions", "preview", "done", "error"]
 CHUNK = _object({"data": {**STRING, "contentMediaType": "application/json"}})
 EVENT = _object({"event": {"enum": NAMES}, **CHUNK["properties"]})
+BATCH_EVENT = _object({"event": {"enum": ["answer", "refused", "done", "error"]}, **CHUNK["properties"]})
 TEXT = _object({"type": {"const": "text"}, "text": STRING})
 PICTURE = _object({"type": {"const": "image"}, "data": STRING, "width": INTEGER, "height": INTEGER})
 MODEL = _object({"name": STRING, "version": STRING, "run_id": STRING})

@@ -32,8 +32,11 @@ class Work:
 class Ticket:
     """One document in the making, as its request sees it. What is public belongs to the event loop."""
 
-    def __init__(self, key: int, work: Work, watched: bool, loop: asyncio.AbstractEventLoop) -> None:
-        self.key, self.work, self.watched, self._loop = key, work, watched, loop
+    def __init__(
+        self, key: int, request: int, work: Work, watched: bool, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.key, self.request = key, request
+        self.work, self.watched, self._loop = work, watched, loop
         self.made: asyncio.Future[GeneratedDocument] = loop.create_future()
         self.made.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.news = asyncio.Event()

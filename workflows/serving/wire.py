@@ -124,6 +124,13 @@ class GenerateRequest(Strict):
     """With `stream`: a preview of every image each so many steps; 0 is none."""
 
 
+class BatchRequest(Strict):
+    """`POST /v1/batch`: many documents in one request, which is less work for everybody but the model."""
+
+    requests: Annotated[list[GenerateRequest], Field(min_length=1, max_length=32)]
+    """Each as `POST /v1/generate` takes it, and answered as it would be; `stream` and `previews` change nothing."""
+
+
 def parse(body: bytes, limits: Limits) -> GenerateRequest:
     """The request in `body`.
 

@@ -92,16 +92,48 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            self.server.bodies.append(body)
+            self.server.bodies += body["requests"] if self.path == "/v1/batch" else [body]
             self.server.keys.append(self.headers.get("Authorization"))
             trouble = self.server.troubles.pop(0) if self.server.troubles else None
         if trouble is not None:
             self._reply(*trouble)
             return
+        if self.path == "/v1/batch" and not self.server.batches:
+            self._reply(404, b"no such route")
+            return
+        if self.path == "/v1/batch":
+            self._stream(body["requests"])
+            return
         time.sleep(self.server.slow_s)
+        self._reply(200, json.dumps(self._answer(body)).encode())
+
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         segments = respond(body, self.server.skill)
-        reply = {"segments": segments, "trace": None, "model": self.server.model, "seed": 0, "seconds": 0.0}
-        self._reply(200, json.dumps(reply).encode())
+        return {"segments": segments, "trace": None, "model": self.server.model, "seed": 0, "seconds": 0.0}
+
+    def _stream(self, requests: list[dict[str, Any]]) -> None:
+        """The last one first; the connection ends with it."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        for index in reversed(range(len(requests))):
+            if self.server.cuts and index < len(requests) // 2:
+                return
+            time.sleep(self.server.slow_s)
+            trouble = self.server.inner.pop(index, None)
+            if trouble is None:
+                self._event("answer", {"index": index, **self._answer(requests[index])})
+            else:
+                status, cause = trouble
+                error = {"field": "", "cause": cause, "mend": "none"}
+                self._event("refused", {"index": index, "status": status, "error": error})
+        self._event("done", {"requests": len(requests)})
+
+    def _event(self, name: str, value: dict[str, Any]) -> None:
+        self.wfile.write(f"event: {name}\ndata: {json.dumps(value)}\n\n".encode())
+        self.wfile.flush()
 
     def _reply(self, status: int, data: bytes) -> None:
         self.send_response(status)
@@ -116,7 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Deployment(ThreadingHTTPServer):
-    """Answers at `url` after `slow_s`; first gives each of `troubles`, (status, body), once."""
+    """Answers at `url` after `slow_s`; first gives each of `troubles`, (status, body), once.
+
+    In a batch it gives each of `inner`, (status, cause) by index, once; with `cuts` it answers half of each; without
+    `batches` it knows none. `bodies` are all that came, those of a batch one by one; `keys` are of requests.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -126,6 +162,8 @@ class Deployment(ThreadingHTTPServer):
         self.model, self.skill, self.retry_after = model, skill, ""
         self.slow_s = 0.0
         self.troubles: list[tuple[int, bytes]] = []
+        self.inner: dict[int, tuple[int, str]] = {}
+        self.cuts, self.batches = False, True
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()

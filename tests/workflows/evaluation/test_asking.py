@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation.asking import ask_all, identity, options
+from workflows.evaluation.asking import A_REQUEST, LANES, PROMPT_BYTES, _parts, ask_all, identity, options
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.outputs import OutputStore
@@ -162,6 +164,45 @@ def test_many_at_once_come_back_in_order() -> None:
     assert all(len(images) == 1 for images in by_colour.values()) and len(set.union(*by_colour.values())) == 6
     assert lines[0] == "asking 60 items" and len(lines) == 2
     assert re.fullmatch(r"60/60 items, [\d.]+ a second, \d+ s, 0 failed", lines[1])
+
+
+def _reds(count: int) -> list[Item]:
+    return [replace(RED, id=str(number), seed=number) for number in range(count)]
+
+
+def test_a_request_is_for_several_items_and_what_it_does_not_bring_is_asked_for_alone() -> None:
+    items, many = _reds(32), QUICK.model_copy(update={"concurrency": 32})
+    with deployment() as server:
+        expected = [ask_all(server.url, [item], many)[0].parts for item in items]
+        server.keys.clear()
+        assert [o.parts for o in ask_all(server.url, items, many)] == expected and len(server.keys) == 4
+
+        # One that cannot pass is recorded as it is alone; one that may is asked again.
+        server.keys.clear()
+        server.inner = {0: (422, "no"), 3: (503, "busy")}
+        told = [(o.error, o.attempts) for o in ask_all(server.url, items, many)]
+        assert sorted(told) == [("", 1)] * 31 + [("HTTP 422: no", 1)]
+        assert len(server.keys) == 4 + 1 and server.inner == {}
+
+        # A server that breaks off, and one that knows no such route.
+        server.cuts = True
+        assert [o.parts for o in ask_all(server.url, items, many)] == expected
+        server.cuts = server.batches = False
+        assert [o.parts for o in ask_all(server.url, items, many)] == expected
+
+
+@given(
+    st.lists(st.integers(0, 5 << 20), max_size=60),
+    st.integers(1, 300),
+)
+def test_requests_hold_every_item_once_in_order_and_are_bounded(sizes: list[int], at_once: int) -> None:
+    missing = [(str(n), replace(RED, prompt=(bytes(size),))) for n, size in enumerate(sizes)]
+    parts = list(_parts(missing, at_once))
+    assert [pair for part in parts for pair in part.items()] == missing
+    for part in parts:
+        assert 1 <= len(part) <= min(A_REQUEST, max(1, at_once // LANES))
+        assert len(part) == 1 or sum(len(i.prompt[0]) for i in part.values()) <= PROMPT_BYTES
+    assert len(parts) >= min(LANES, at_once, len(sizes))
 
 
 def test_a_silent_server_is_given_up() -> None:

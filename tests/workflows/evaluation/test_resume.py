@@ -62,27 +62,28 @@ def rows(out: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "attempts")} for row in found]
 
 
-def test_killed_torn_failed_and_started_again(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@pytest.mark.parametrize("together", [1, 4])
+def test_killed_torn_failed_and_started_again(tmp_path: Path, together: int) -> None:
+    out, lanes = tmp_path / "out", ("--set", f"requests.concurrency={4 * together}")
     with deployment("oracle", "1") as whole:
-        result = finish(start(whole, tmp_path / "whole"))
+        result = finish(start(whole, tmp_path / "whole", *lanes))
     total = result["items"]
     assert isinstance(total, int) and len(whole.bodies) == total and result["resumed"] == 0
     assert not list((tmp_path / "whole" / "unfinished").iterdir()), "nothing is left where all is done"
 
     with deployment("oracle", "1") as server:
         server.slow_s = 0.05
-        stop_in_the_middle(server, start(server, out), signal.SIGKILL)
+        stop_in_the_middle(server, start(server, out, *lanes), signal.SIGKILL)
         (folder,) = (out / "unfinished").iterdir()
         (file,) = folder.glob("*.jsonl")
         kept = file.read_bytes()
         file.write_bytes(kept[: len(kept) - 30])
         lines = len(kept.splitlines()) - 1
-        assert 12 <= lines < total - 4
+        assert (12 if together == 1 else 4) <= lines < total - 4
 
         # Ctrl-C: what is under way is kept too, and the command says so.
         server.bodies.clear()
-        process = start(server, out)
+        process = start(server, out, *lanes)
         said = stop_in_the_middle(server, process, signal.SIGINT)
         assert process.returncode == 130 and "asks only what is missing" in said
         assert f"{lines} were answered before" in said
@@ -91,13 +92,17 @@ def test_killed_torn_failed_and_started_again(tmp_path: Path) -> None:
 
         # An item that fails is recorded, counts as wrong, and is asked again.
         server.bodies.clear()
-        server.slow_s, server.troubles = 0.0, [(422, b"no")]
-        result = finish(start(server, out))
+        server.slow_s = 0.0
+        if together == 1:
+            server.troubles = [(422, b"no")]
+        else:
+            server.inner = {0: (422, "no")}
+        result = finish(start(server, out, *lanes))
         assert result["failed"] == 1 and result["resumed"] == lines + stopped
         assert len(server.bodies) == total - lines - stopped
         assert [row["error"] for row in rows(out) if row["error"]] == ["HTTP 422: no"]
         server.bodies.clear()
-        result = finish(start(server, out))
+        result = finish(start(server, out, *lanes))
         assert result["failed"] == 0 and len(server.bodies) == 1 and result["resumed"] == total - 1
     assert rows(out) == rows(tmp_path / "whole")
     assert not list((out / "unfinished").iterdir())

@@ -47,7 +47,7 @@ def test_without_mlflow_files_and_figures_remain(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     lines: list[str] = []
     with deployment() as server:
-        server.troubles = [(422, b"no")]
+        server.inner = {0: (422, "no")}
         report = run(_config(), "oracle", url=server.url, out=tmp_path, say=lines.append)
     assert report.failed == 1 and report.run_id == "" and not report.promoted and lines
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]

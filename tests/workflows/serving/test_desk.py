@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,6 +44,7 @@ async def desk_of(limits: Limits | None = None) -> AsyncIterator[tuple[Desk, htt
     desk = Desk(engine)
     routes = [
         Route("/v1/generate", desk.generate, methods=["POST"]),
+        Route("/v1/batch", desk.batch, methods=["POST"]),
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/images/generations", desk.pictures, methods=["POST"]),
         Route("/v1/models", desk.models),
@@ -115,6 +117,10 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
         ("/v1/generate", {"max_tokens": 0}, 422, "max_tokens"),
         ("/v1/generate", {"previews": 1000}, 422, "previews"),
         ("/v1/generate", {"stream": 1}, 422, "stream"),
+        ("/v1/batch", b"[", 400, "body"),
+        ("/v1/batch", {"requests": []}, 422, "requests"),
+        ("/v1/batch", {"requests": [{}] * 33}, 422, "requests"),
+        ("/v1/batch", {"requests": [{}, {"steps": 0}]}, 422, "requests.1.steps"),
         ("/v1/chat/completions", b"{", 400, "body"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", {**CHAT, "model": "gpt-4o"}, 404, "model"),
@@ -132,7 +138,7 @@ def test_bad_requests_never_reach_the_model(path: str, body: Any, status: int, f
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         reply = await client.post(path, content=data)
         assert reply.status_code == status
-        if path == "/v1/generate":
+        if path in ("/v1/generate", "/v1/batch"):
             check("Problem", reply.json())
             assert reply.json()["error"]["field"] == field
         else:
@@ -151,6 +157,45 @@ def test_the_shared_budget_of_bodies_refuses_with_429() -> None:
         assert desk.held_bytes == 0
 
     run(test, Limits(held_bytes=1000))
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Of a whole stream."""
+    found = [re.fullmatch("event: (.*)\ndata: (.*)", block) for block in text.split("\n\n") if block]
+    assert all(found), text
+    return [(one[1], json.loads(one[2])) for one in found if one]
+
+
+def test_a_batch_is_answered_as_its_requests_are_alone() -> None:
+    broken: list[dict[str, Any]] = [
+        {"segments": [{"type": "image", "data": "/etc/passwd"}]},
+        {"segments": [{"type": "text", "text": "x" * 5000}]},
+    ]
+    asked = [REQUESTS[0], broken[0], *REQUESTS[1:], broken[1]]
+
+    async def test(desk: Desk, client: httpx2.AsyncClient) -> None:
+        alone = [await client.post("/v1/generate", json=request) for request in asked]
+        reply = await client.post("/v1/batch", json={"requests": asked})
+        assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/event-stream")
+        *told, last = events_of(reply.text)
+        assert last == ("done", {"requests": 6}) and sorted(e["index"] for _, e in told) == list(range(6))
+        for name, event in told:
+            expected = alone[event.pop("index")]
+            if name == "refused":
+                assert event.pop("status") == expected.status_code and event == expected.json()
+                continue
+            check("Answer", event)
+            for ours, theirs in zip(event["segments"], expected.json()["segments"], strict=True):
+                if ours["type"] == "text":
+                    assert ours == theirs
+                else:
+                    assert np.abs(pixels(ours["data"]) - pixels(theirs["data"])).max() <= 1
+        assert [name for name, _ in told].count("refused") == 2
+        reply = await client.post("/v1/batch", json={"requests": broken})
+        assert [name for name, _ in events_of(reply.text)] == ["refused", "refused", "done"]
+        assert desk.held_bytes == 0 and desk.engine.meters.waiting._value.get() == 0
+
+    run(test)
 
 
 def test_openais_routes_answer_as_described() -> None:
@@ -201,6 +246,10 @@ def test_what_breaks_inside_is_told_without_its_secrets(monkeypatch: pytest.Monk
             assert reply.status_code == (200 if "stream" in body else 500)
             assert "the server failed" in reply.text and "secret" not in reply.text
         assert 'oneflow_requests_total{status="500"} 2.0' in desk.engine.meters.text().decode()
+        reply = await client.post("/v1/batch", json={"requests": REQUESTS[:2]})
+        told = events_of(reply.text)
+        assert [(name, e.get("status")) for name, e in told] == [("refused", 500)] * 2 + [("done", None)]
+        assert "the server failed" in reply.text and "secret" not in reply.text
 
     run(test)
 

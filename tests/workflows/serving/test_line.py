@@ -78,10 +78,11 @@ def test_places_go_round_the_requests() -> None:
 
         async with line_of(1, 20) as line:
             # One place: what is done first was let in first.
-            tickets = note("x", line.submit([work(steps=60)]))
-            tickets += note("a", line.submit([work(i) for i in range(4)]))
-            tickets += note("b", line.submit([work()]))
-            tickets += note("c", line.submit([work(i) for i in range(2)]))
+            with line._state:
+                tickets = note("x", line.submit([work(steps=60)]))
+                tickets += note("a", line.submit([work(i) for i in range(4)]))
+                tickets += note("b", line.submit([work()]))
+                tickets += note("c", line.submit([work(i) for i in range(2)]))
             await asyncio.gather(*(t.made for t in tickets))
         assert order == ["x0", "a0", "b0", "c0", "a1", "c1", "a2", "a3"]
 
@@ -109,18 +110,15 @@ def test_the_model_has_the_next_one_before_there_is_a_place(monkeypatch: pytest.
             assert handed == [first.key, second.key] and third.ahead == 1 and not second.made.done()
             line.cancel([first])
             await asyncio.gather(second.made, third.made)
-            # Of two documents the first waits for its place: who comes next is not known yet.
+            # The first of three is handed on as well; after it comes who has come meanwhile.
             (fourth,) = line.submit([work(steps=10_000)])
-            two = line.submit([work(), work()])
-            while two[0].prepared is None:
+            three = line.submit([work(), work(), work()])
+            while len(handed) < 5:
                 await asyncio.sleep(0.01)
             (last,) = line.submit([work()])
-            while last.prepared is None:
-                await asyncio.sleep(0.01)
-            assert len(handed) == 4
             line.cancel([fourth])
-            await asyncio.gather(*(t.made for t in (*two, last)))
-            assert handed[4:] == [two[0].key, last.key, two[1].key]
+            await asyncio.gather(*(t.made for t in (*three, last)))
+            assert handed[3:] == [fourth.key, three[0].key, last.key, three[1].key, three[2].key]
 
     run(test())
 
@@ -131,11 +129,12 @@ def test_those_who_wait_hear_how_many_are_in_front() -> None:
             line.submit([work(steps=200)])
             while line.meters.running._value.get() < 1:
                 await asyncio.sleep(0.01)
-            line.submit([work(i) for i in range(3)])
-            watched = line.submit([work(i) for i in range(2)], watched=True)
-            last = line.submit([work()], watched=True)
-            # Turns: a0, w0, l0, a1, w1, a2.
-            assert [t.ahead for t in (*watched, *last)] == [1, 4, 2]
+            with line._state:
+                line.submit([work(i) for i in range(3)])
+                watched = line.submit([work(i) for i in range(2)], watched=True)
+                last = line.submit([work()], watched=True)
+                # Turns: a0, w0, l0, a1, w1, a2.
+                assert [t.ahead for t in (*watched, *last)] == [1, 4, 2]
             await asyncio.gather(*(t.made for t in (*watched, *last)))
             assert [t.ahead for t in (*watched, *last)] == [None] * 3
 

@@ -25,6 +25,7 @@ from tests.workflows.serving.service.conftest import (
     events_of,
 )
 from workflows.cli import app
+from workflows.client import Answer, Client, ServerError
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,21 @@ def test_the_server_makes_what_the_pipeline_makes(
     answer = http.post("/v1/generate", json=IMAGE).json()
     assert np.abs(pixels(answer["segments"][0]["data"]) - np.asarray(document.images[0], int)).max() <= 1
     assert answer["model"] == {"name": NAME, "version": "1", "run_id": registry.run_id}
+
+
+def test_a_batch_brings_each_answer_and_refusal(http: httpx2.Client, url: str) -> None:
+    alone = [http.post("/v1/generate", json=r).json() for r in (IMAGE, CAPTION)]
+    with Client(url, api_key=KEY) as client:
+        came = dict(client.batch([IMAGE, {"segments": [{"type": "image", "data": "?"}]}, CAPTION]))
+        with pytest.raises(ServerError, match="HTTP 422: requests.0.steps"):
+            list(client.batch([{**IMAGE, "steps": 0}]))
+    refusal, first, second = came[1], came[0], came[2]
+    assert isinstance(refusal, ServerError) and refusal.status == 422 and "segments.0.data" in refusal.cause
+    assert isinstance(first, Answer) and isinstance(second, Answer)
+    assert np.abs(np.asarray(first.images[0], int) - pixels(alone[0]["segments"][0]["data"])).max() <= 1
+    assert (
+        second.text == "".join(s["text"] for s in alone[1]["segments"]) and first.model == alone[0]["model"]
+    )
 
 
 def test_what_shares_the_batch_changes_nothing(http: httpx2.Client) -> None:

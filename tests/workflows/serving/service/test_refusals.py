@@ -25,7 +25,7 @@ from tests.workflows.serving.service.conftest import (
     Registry,
     events_of,
 )
-from workflows.client import Client, ServerError
+from workflows.client import Answer, Client, ServerError
 from workflows.errors import Refused
 from workflows.serving.service import serving
 
@@ -49,6 +49,23 @@ def test_a_client_that_goes_away_frees_its_place(http: httpx2.Client) -> None:
     wait_for(freed, "both cancelled")
     left = 'oneflow_documents_total{event="left"}'
     assert meters(http)[left] == before[left]
+
+
+def test_a_batch_whose_client_goes_away_frees_all_its_places(http: httpx2.Client, url: str) -> None:
+    before, cancelled = meters(http), 'oneflow_documents_total{event="cancelled"}'
+    requests = [IMAGE, *({**SLOW, "seed": seed} for seed in range(3))]
+    with Client(url, api_key=KEY) as client:
+        came = client.batch(requests)
+        index, answer = next(came)
+        assert index == 0 and isinstance(answer, Answer) and answer.images
+        came.close()
+
+    def freed() -> bool:
+        now = meters(http)
+        gone = now.get(cancelled, 0) - before.get(cancelled, 0)
+        return gone == 3 and now["oneflow_running_documents"] == now["oneflow_waiting"] == 0
+
+    wait_for(freed, "three cancelled")
 
 
 def test_a_full_queue_says_when_to_come_back(http: httpx2.Client, url: str) -> None:
