@@ -33,7 +33,6 @@ RETRIED = frozenset({502, 503, 504})
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 MOST_BYTES = 256 << 20
-MOST_IN_A_BATCH = 32
 
 T = TypeVar("T")
 Target = Literal["image", "text", "document"]
@@ -214,7 +213,7 @@ class Client:
     def batch(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Answer | ServerError]]:
         """Many documents in one request: each with its place in `bodies`, as soon as it is made or refused.
 
-        `bodies` are of `request_body`, `MOST_IN_A_BATCH` at most. A refusal has the status that `generate` would have
+        `bodies` are of `request_body`, 32 at most. A refusal has the status that `generate` would have
         had. Nothing is tried again, but after a full queue.
 
         Raises:
@@ -232,7 +231,8 @@ class Client:
             if event.name == "answer":
                 yield index, replace(event.answer, attempts=attempts)
             else:
-                yield index, _refusal(self.url, event.data.get("status"), event.data)
+                status = event.data.get("status")
+                yield index, _refusal(self.url, status if isinstance(status, int) else None, event.data)
 
     def _whole(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with closing(self._open(method, path, body)) as reply, self._explained():

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from workflows.serving.events import EventStream, event
 from workflows.serving.problems import FAILED
 from workflows.serving.ticket import Work
-from workflows.serving.wire import BadRequest, BatchRequest, GenerateRequest, check_parts, read
+from workflows.serving.wire import BadRequest, BatchRequest, GenerateRequest, ImagePart, check_parts, read
 
 if TYPE_CHECKING:
     from workflows.serving.engine import Engine, Order
@@ -27,6 +27,10 @@ async def plan(engine: Engine, body: bytes) -> tuple[Order, Callable[[], Awaitab
         BadRequest: what is wrong with the whole of it, or the queue is full.
     """
     requests = read(BatchRequest, body, engine.limits, "POST /v1/batch").requests
+    images = sum(isinstance(part, ImagePart) for request in requests for part in request.segments)
+    if images > engine.limits.batch_images:
+        mend = f"send at most {engine.limits.batch_images} in one batch"
+        raise BadRequest(413, "requests", f"{images} images", mend)
     works = await asyncio.gather(*(_work(engine, request) for request in requests))
     refused = {i: work for i, work in enumerate(works) if isinstance(work, BadRequest)}
     order = await engine.order([work for work in works if isinstance(work, Work)])

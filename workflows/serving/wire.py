@@ -36,6 +36,8 @@ class Limits:
     pixels: int = 1 << 22
     """Pixels of one image."""
     images: int = 8
+    batch_images: int = 64
+    """Of all requests of a batch together."""
     marks: int = 20_000
     """Quotes and commas of a body: neither texts of that length nor base64 have more. Millions of fields are millions
     of errors, which take seconds and gigabytes to put into words."""
@@ -128,7 +130,8 @@ class BatchRequest(Strict):
     """`POST /v1/batch`: many documents in one request, which is less work for everybody but the model."""
 
     requests: Annotated[list[GenerateRequest], Field(min_length=1, max_length=32)]
-    """Each as `POST /v1/generate` takes it, and answered as it would be; `stream` and `previews` change nothing."""
+    """Each as `POST /v1/generate` takes it, and answered as it would be; `stream` and `previews` change nothing.
+    They have 64 images together at most."""
 
 
 def parse(body: bytes, limits: Limits) -> GenerateRequest:

@@ -121,6 +121,12 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
         ("/v1/batch", {"requests": []}, 422, "requests"),
         ("/v1/batch", {"requests": [{}] * 33}, 422, "requests"),
         ("/v1/batch", {"requests": [{}, {"steps": 0}]}, 422, "requests.1.steps"),
+        (
+            "/v1/batch",
+            {"requests": [{"segments": [{"type": "image", "data": "/etc/passwd"}] * 5}] * 13},
+            413,
+            "requests",
+        ),
         ("/v1/chat/completions", b"{", 400, "body"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", {**CHAT, "model": "gpt-4o"}, 404, "model"),
