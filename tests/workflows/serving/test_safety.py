@@ -114,7 +114,7 @@ def test_the_description_holds_for_whatever_is_sent(url: str, tmp_path: Path) ->
         [*command, *options, *bounds], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert run.returncode == 0, run.stdout[-8000:]
-    assert "6 selected / 6 total" in run.stdout and "passed" in run.stdout
+    assert "7 selected / 7 total" in run.stdout and "passed" in run.stdout
 
 
 def test_garbage_gets_nothing_and_breaks_nothing(url: str) -> None:
