@@ -14,12 +14,11 @@ from workflows.evaluation.item import Item
 
 
 class BareLoop:
-    """Makes documents in memory: no HTTP, no PNG, nothing kept and nothing judged; on a GPU in bfloat16."""
+    """Makes documents in memory: no HTTP, no PNG, nothing kept and nothing judged."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         torch.set_num_threads(1)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self._pipeline = OneFlowPipeline.from_pretrained(model, device=device, dtype=dtype)
+        self._pipeline = OneFlowPipeline.from_pretrained(model, device=device)
 
     def seconds(self, items: Sequence[Item], batch: int) -> float:
         """Seconds that the documents of all items take, `batch` prompts at once."""

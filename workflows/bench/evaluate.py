@@ -3,7 +3,7 @@
 Ours is `oneflow evaluate` without the start of its deployment: over HTTP to one replica of one core of Ray Serve,
 outputs kept as they come, judged, and written. The bare loop holds the same model in a process of one thread and gives
 it the prompts in batches, grouped by what is made; it keeps nothing and judges nothing. With --device cuda both have
-the model on the GPU, in bfloat16, and each still one core for the rest.
+the model on the GPU, and each still one core for the rest.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ server's is taken while all clients ask: at the end of a turn, when places stay 
 `ratio` is documents per second of the server to those of the loop, in float32, over both kinds in equal numbers;
 `batching_speedup` is the server to a plain deployment of Ray Serve, which has one request after the other
 (`plain_serve.py`), on captions, in float32. `speedup_over_batch_1` is the server to itself with --batch 1, which
-prepares the next ones meanwhile. `batching_speedup_bfloat16` and `speedup_over_batch_1_bfloat16` are the same with both
-in bfloat16; with --device cuda all sides are, the loop too. Two servers' rates are taken by the loop's beside each.
-`load` is an open loop: requests come at random moments at a share of what the server was measured to do, whether
-earlier ones are answered or not.
+prepares the next ones meanwhile. `batching_speedup_bfloat16` and `speedup_over_batch_1_bfloat16` are the same with
+both in bfloat16. With --device cuda all sides are on the GPU, in float32. Two servers' rates are taken by the loop's
+beside each. `load` is an open loop: requests come at random moments at a share of what the server was measured to do,
+whether earlier ones are answered or not.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PLAIN = {"plain Ray Serve": "float32", "plain Ray Serve, bfloat16": "bfloat16"}
 """Deployments that call the pipeline in their handler, one request after the other, and their dtype."""
 ON_A_GPU = {"served": {"batch": CLIENTS, "gpus": 1}, "one at a time": {"batch": 1, "gpus": 1}}
 """In place of `SERVERS` there."""
-PLAIN_ON_A_GPU = {"plain Ray Serve": "bfloat16"}
+PLAIN_ON_A_GPU = {"plain Ray Serve": "float32"}
 WARM = 16
 Rates = dict[tuple[str, str], list[float]]
 

@@ -29,7 +29,7 @@ class ServeArguments(BaseModel):
     gpus: float = Field(default=0, ge=0)
     """GPUs of a replica; with any, the model is put there."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Of the network; auto: float32, in which a document does not depend on what shares its batch."""
     batch: int = Field(default=16, ge=1)
     """Documents that a replica makes at once."""
     queue: int = Field(default=64, ge=0)

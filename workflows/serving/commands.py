@@ -31,7 +31,7 @@ def serve(
     cpus: Annotated[float, typer.Option(help="Cores of a replica.", min=0.1)] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of a replica.", min=0)] = 0,
     dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16; auto: bfloat16 on GPUs, float32 on CPUs.")
+        str, typer.Option(help="float32 or bfloat16; auto: float32, where the same seed gives the same text.")
     ] = "auto",
     batch: Annotated[int, typer.Option(help="Documents that a replica makes at once.", min=1)] = 16,
     queue: Annotated[int, typer.Option(help="Documents that wait at a replica; more get 429.", min=0)] = 64,

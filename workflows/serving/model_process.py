@@ -164,8 +164,7 @@ def _loaded(wanted: _Load) -> LocalModel:
     from oneflow_core.pipeline import OneFlowPipeline, Prompt
 
     torch.set_num_threads(wanted.threads)
-    half = wanted.dtype == "bfloat16" or (wanted.dtype == "auto" and wanted.gpu)
-    kind = torch.bfloat16 if half else torch.float32
+    kind = torch.bfloat16 if wanted.dtype == "bfloat16" else torch.float32
     pipeline = OneFlowPipeline.from_pretrained(wanted.url, device="cuda" if wanted.gpu else "cpu", dtype=kind)
     # What cannot do that is not to be served.
     pipeline([Prompt(("a",), "image")], steps=1)

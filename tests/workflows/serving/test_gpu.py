@@ -13,17 +13,19 @@ from workflows.client import Client
 from workflows.serving.service import serving
 
 pytestmark = pytest.mark.gpu
+DTYPES = {"auto": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def test_a_replica_on_a_gpu_makes_what_the_pipeline_makes_there(cluster: Path) -> None:
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_replica_on_a_gpu_makes_what_the_pipeline_makes_there(cluster: Path, dtype: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     from oneflow_core.pipeline import OneFlowPipeline, Prompt
 
     items = [item for kind in ("caption", "t2i") for item in prompts(kind, 4)]
-    pipeline = OneFlowPipeline.from_pretrained("embedded", device="cuda", dtype=torch.bfloat16)
+    pipeline = OneFlowPipeline.from_pretrained("embedded", device="cuda", dtype=DTYPES[dtype])
     free = torch.cuda.mem_get_info()[0]
-    with serving("embedded", gpus=1) as url, Client(url) as client:
+    with serving("embedded", gpus=1, dtype=dtype) as url, Client(url) as client:
         assert free - torch.cuda.mem_get_info()[0] > 100 << 20
         for item in items:
             asked = {"target": item.target, "seed": item.seed, "max_images": item.max_images}
