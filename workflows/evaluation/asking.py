@@ -83,38 +83,11 @@ def ask_all(
             seen(missing[key], output)
 
     at_once = concurrency or config.concurrency or A_REPLICA
+    size = min(A_REQUEST, max(1, at_once // LANES))
     in_turn = sorted(missing.items(), key=lambda one: LONGEST_FIRST.index(one[1].target))
-    came: SimpleQueue[tuple[str, Output] | None] = SimpleQueue()
-
-    def ask(client: Client, part: _Part) -> None:
-        try:
-            for output in _ask(client, part, config):
-                came.put(output)
-        finally:
-            came.put(None)
-
-    def take_all(asked: Sequence[Future[None]]) -> None:
-        while len(ended) < len(asked):
-            output = came.get()
-            if output is None:
-                ended.append(None)
-            else:
-                take(*output)
-
-    ended: list[None] = []
-    lanes = min(at_once, max(LANES, at_once // A_REQUEST))
-    with _client(url, config, stop) as client, ThreadPoolExecutor(lanes, "evaluate") as pool:
-        asked = [pool.submit(ask, client, part) for part in _parts(in_turn, at_once)]
-        try:
-            take_all(asked)
-        except BaseException as error:
-            stop.set()
-            running = [future for future in asked if not future.cancel()]
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                take_all(running)
-            raise
-        for future in asked:
-            future.result()
+    with _client(url, config, stop) as client:
+        parts = list(_parts(in_turn, size, at_once // size))
+        _take_all(parts, lambda part: _ask(client, part, config), take, at_once // size, stop)
     return [found[key] for key in keys]
 
 
@@ -122,19 +95,59 @@ _Part = Mapping[str, Item]
 """What one request asks for, by key."""
 
 
-def _parts(missing: Sequence[tuple[str, Item]], at_once: int) -> Iterator[_Part]:
-    """Requests of several items each, in order; no fewer than `LANES` where there are as many items."""
-    most = min(A_REQUEST, max(1, at_once // LANES), max(1, len(missing) // LANES))
-    part, size = dict[str, Item](), 0
+def _parts(missing: Sequence[tuple[str, Item]], size: int, lanes: int) -> Iterator[_Part]:
+    """Requests of `size` items at most, in order; few items are shared out among all lanes."""
+    most = min(size, max(1, len(missing) // lanes))
+    part, held = dict[str, Item](), 0
     for key, item in missing:
         given = sum(len(piece) for piece in item.prompt)
-        if part and (len(part) == most or size + given > PROMPT_BYTES):
+        if part and (len(part) == most or held + given > PROMPT_BYTES):
             yield part
-            part, size = {}, 0
+            part, held = {}, 0
         part[key] = item
-        size += given
+        held += given
     if part:
         yield part
+
+
+def _take_all(
+    parts: Sequence[_Part],
+    ask: Callable[[_Part], Iterator[tuple[str, Output]]],
+    take: Callable[[str, Output], None],
+    lanes: int,
+    stop: threading.Event,
+) -> None:
+    """Gives `take` what `ask` brings of each part, `lanes` parts at once; after Ctrl-C of those under way alone."""
+    came: SimpleQueue[tuple[str, Output] | None] = SimpleQueue()
+    ended: list[None] = []
+
+    def bring(part: _Part) -> None:
+        try:
+            for output in ask(part):
+                came.put(output)
+        finally:
+            came.put(None)
+
+    def take_of(asked: Sequence[Future[None]]) -> None:
+        while len(ended) < len(asked):
+            output = came.get()
+            if output is None:
+                ended.append(None)
+            else:
+                take(*output)
+
+    with ThreadPoolExecutor(lanes, "evaluate") as pool:
+        asked = [pool.submit(bring, part) for part in parts]
+        try:
+            take_of(asked)
+        except BaseException as error:
+            stop.set()
+            running = [future for future in asked if not future.cancel()]
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                take_of(running)
+            raise
+        for future in asked:
+            future.result()
 
 
 def _ask(client: Client, part: _Part, config: RequestsConfig) -> Iterator[tuple[str, Output]]:

@@ -85,16 +85,21 @@ def respond(body: dict[str, Any], skill: float) -> list[dict[str, Any]]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Deployment
+    under_way = 0
 
     def do_GET(self) -> None:
         self._reply(200, json.dumps({"status": "ok", "model": self.server.model}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = body["requests"] if self.path == "/v1/batch" else [body]
         with self.server.lock:
-            self.server.bodies += body["requests"] if self.path == "/v1/batch" else [body]
+            self.server.bodies += asked
+            self.server.at_once += len(asked)
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
             self.server.keys.append(self.headers.get("Authorization"))
             trouble = self.server.troubles.pop(0) if self.server.troubles else None
+        self.under_way = len(asked)
         if trouble is not None:
             self._reply(*trouble)
             return
@@ -106,6 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         time.sleep(self.server.slow_s)
         self._reply(200, json.dumps(self._answer(body)).encode())
+
+    def _over(self) -> None:
+        """Before the last of an answer goes out: who has read it may ask again at once."""
+        with self.server.lock:
+            self.server.at_once -= self.under_way
+        self.under_way = 0
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         segments = respond(body, self.server.skill)
@@ -120,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         for index in reversed(range(len(requests))):
             if self.server.cuts and index < len(requests) // 2:
+                self._over()
                 return
             time.sleep(self.server.slow_s)
             trouble = self.server.inner.pop(index, None)
@@ -129,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
                 status, cause = trouble
                 error = {"field": "", "cause": cause, "mend": "none"}
                 self._event("refused", {"index": index, "status": status, "error": error})
+        self._over()
         self._event("done", {"requests": len(requests)})
 
     def _event(self, name: str, value: dict[str, Any]) -> None:
@@ -136,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _reply(self, status: int, data: bytes) -> None:
+        self._over()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         if status == 429 and self.server.retry_after:
@@ -164,6 +178,7 @@ class Deployment(ThreadingHTTPServer):
         self.troubles: list[tuple[int, bytes]] = []
         self.inner: dict[int, tuple[int, str]] = {}
         self.cuts, self.batches = False, True
+        self.at_once = self.most_at_once = 0
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflows.errors import OneFlowError, UsageError
-from workflows.evaluation.asking import A_REQUEST, LANES, PROMPT_BYTES, _parts, ask_all, identity, options
+from workflows.evaluation.asking import A_REQUEST, PROMPT_BYTES, _parts, ask_all, identity, options
 from workflows.evaluation.config import RequestsConfig, SamplingConfig
 from workflows.evaluation.item import Item, Output
 from workflows.evaluation.outputs import OutputStore
@@ -191,18 +191,25 @@ def test_a_request_is_for_several_items_and_what_it_does_not_bring_is_asked_for_
         assert [o.parts for o in ask_all(server.url, items, many)] == expected
 
 
-@given(
-    st.lists(st.integers(0, 5 << 20), max_size=60),
-    st.integers(1, 300),
-)
-def test_requests_hold_every_item_once_in_order_and_are_bounded(sizes: list[int], at_once: int) -> None:
+@given(st.lists(st.integers(0, 5 << 20), max_size=60), st.integers(1, A_REQUEST), st.integers(1, 20))
+def test_requests_hold_every_item_once_in_order_and_are_bounded(
+    sizes: list[int], most: int, lanes: int
+) -> None:
     missing = [(str(n), replace(RED, prompt=(bytes(size),))) for n, size in enumerate(sizes)]
-    parts = list(_parts(missing, at_once))
+    parts = list(_parts(missing, most, lanes))
     assert [pair for part in parts for pair in part.items()] == missing
     for part in parts:
-        assert 1 <= len(part) <= min(A_REQUEST, max(1, at_once // LANES))
+        assert 1 <= len(part) <= most
         assert len(part) == 1 or sum(len(i.prompt[0]) for i in part.values()) <= PROMPT_BYTES
-    assert len(parts) >= min(LANES, at_once, len(sizes))
+    assert len(parts) >= min(lanes, len(sizes))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 20, 33])
+def test_no_more_items_are_under_way_than_may_be_and_hardly_fewer(at_once: int) -> None:
+    with deployment() as server:
+        server.slow_s = 0.1
+        ask_all(server.url, _reds(3 * at_once), RequestsConfig(concurrency=at_once))
+        assert 0.75 * at_once <= server.most_at_once <= at_once
 
 
 def test_a_silent_server_is_given_up() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from oneflow_core.pipeline import OneFlowPipeline, Prompt
 from workflows.bench.serve import prompts
 from workflows.client import Client
 from workflows.serving.service import serving
@@ -20,8 +23,6 @@ DTYPES = {"auto": torch.float32, "bfloat16": torch.bfloat16}
 def test_a_replica_on_a_gpu_makes_what_the_pipeline_makes_there(cluster: Path, dtype: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    from oneflow_core.pipeline import OneFlowPipeline, Prompt
-
     items = [item for kind in ("caption", "t2i") for item in prompts(kind, 4)]
     pipeline = OneFlowPipeline.from_pretrained("embedded", device="cuda", dtype=DTYPES[dtype])
     free = torch.cuda.mem_get_info()[0]
@@ -30,16 +31,10 @@ def test_a_replica_on_a_gpu_makes_what_the_pipeline_makes_there(cluster: Path, d
         for item in items:
             asked = {"target": item.target, "seed": item.seed, "max_images": item.max_images}
             answer = client.generate(item.prompt, **asked)
-            given = tuple(p if isinstance(p, str) else _picture(p) for p in item.prompt)
+            given = tuple(
+                p if isinstance(p, str) else Image.open(io.BytesIO(p)).convert("RGB") for p in item.prompt
+            )
             (made,) = pipeline([Prompt(given, item.target)], seeds=item.seed, max_images=item.max_images)
             assert answer.text == made.text
             for theirs, ours in zip(answer.images, made.images, strict=True):
                 assert np.array_equal(np.asarray(theirs), np.asarray(ours))
-
-
-def _picture(data: bytes) -> object:
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import numpy as np
+import psutil
+from PIL import Image
 
 from tests.workflows.serving.conftest import KEY, meters, wait_for
 from tests.workflows.serving.service.conftest import (
@@ -19,6 +23,9 @@ from tests.workflows.serving.service.conftest import (
 )
 from workflows.bench.process_memory import processes
 from workflows.client import Client
+from workflows.evaluation.asking import ask_all
+from workflows.evaluation.config import RequestsConfig, SamplingConfig
+from workflows.evaluation.item import Item
 
 
 def test_another_version_takes_over_without_a_failed_request(
@@ -66,7 +73,6 @@ def test_a_version_that_does_not_load_leaves_the_old_one(http: httpx2.Client, re
 
 
 def replica_pid() -> int:
-    import psutil
 
     children = psutil.Process().children(recursive=True)
     (pid,) = [p.pid for p in children if "ServeReplica:oneflow" in " ".join(p.cmdline())]
@@ -109,3 +115,33 @@ def test_a_killed_model_costs_503_and_comes_back(http: httpx2.Client, url: str) 
     assert reply.status_code == 503 and set(reply.json()["error"]) == {"field", "cause", "mend"}
     with Client(url, api_key=KEY, attempts=30) as client:
         assert client.generate(["a red circle"], seed=5).images
+
+
+def test_an_evaluation_outlives_its_model(http: httpx2.Client, url: str) -> None:
+    """What a killed model had of batches is asked for again, and is what it would have been."""
+    items = [
+        Item(str(n), "t2i/single", "heldout_random", ("a red circle",), "image", n, "", max_images=1)
+        for n in range(8)
+    ]
+    sampling = SamplingConfig(steps=40)
+    config = RequestsConfig(concurrency=8, attempts=30, api_key_env="TESTS_KEY", image=sampling)
+    expected = ask_all(url, items, config)
+    assert not any(output.error for output in expected)
+
+    def models() -> list[psutil.Process]:
+        return [p for role, p in processes(os.getpid()) if role == "model"]
+
+    # A new replica tries the version that does not load once more, in a process of its own.
+    wait_for(lambda: len(models()) == 1, "one model")
+    (model,) = models()
+    before = meters(http)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_all, url, items, config)
+        left = 'oneflow_documents_total{event="left"}'
+        wait_for(lambda: meters(http)[left] > before[left], "one done")
+        model.kill()
+        outputs = asked.result(timeout=300)
+    assert [output.error for output in outputs] == [""] * 8 and any(o.attempts > 1 for o in outputs)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        a, b = (np.asarray(Image.open(io.BytesIO(o.images[0])), int) for o in (ours, theirs))
+        assert np.abs(a - b).max() <= 1
